@@ -1,0 +1,104 @@
+"""The `moonlet` command. Each command parses its options, imports what it needs and calls one function.
+
+Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted. The functions called return an exit code or None for 0;
+bad input is an `InputError`, printed as one line. With `--json` a command prints one JSON document on stdout and
+nothing else.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moonlet.errors import InputError
+
+app = typer.Typer(
+    help="moonlet: a small Kimi, trained and served from scratch.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    try:
+        app(prog_name="moonlet")
+    except InputError as error:
+        print(f"moonlet: {error}", file=sys.stderr)
+        sys.exit(2)
+    except SystemExit as stop:
+        # typer has turned Ctrl-C into this exit code by now
+        if stop.code == 130:
+            print("moonlet: interrupted; the same command resumes", file=sys.stderr)
+        raise
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="a recipe, such as recipes/quickstart.toml")],
+    out: Annotated[Path | None, typer.Option("--out", help="the run's folder [default: runs/ and its name]")] = None,
+    from_stage: Annotated[str | None, typer.Option("--from", help="the first stage to run")] = None,
+    until: Annotated[str | None, typer.Option("--until", help="the last stage to run")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, may be repeated")] = None,
+) -> None:
+    """Run the stages of a recipe in order. Finished ones are skipped, an interrupted one resumes."""
+    from moonlet.run import run
+
+    raise typer.Exit(run(recipe, out, from_stage, until, overrides or []) or 0)
+
+
+@app.command()
+def chat(
+    model: Annotated[str | None, typer.Argument(help="a model folder, or the URL of a server")] = None,
+    prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="answer this once and exit")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the one answer as a JSON document")] = False,
+    name: Annotated[str | None, typer.Option("--model", help="which of a server's models [default: its first]")] = None,
+    temperature: Annotated[float | None, typer.Option("--temperature", min=0, help="0 = the likeliest token")] = None,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="longest answer of one turn")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="the same answer each time")] = None,
+) -> None:
+    """Talk to a model in the terminal, with tools. Piped input is one prompt."""
+    from moonlet.agent.terminal import main
+
+    code = main(model, prompt, as_json, model=name, temperature=temperature, max_tokens=max_tokens, seed=seed)
+    raise typer.Exit(code)
+
+
+@app.command()
+def serve(
+    model: Annotated[Path, typer.Argument(help="a model folder, such as runs/quickstart/model")],
+    host: Annotated[str, typer.Option("--host", help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="port to listen on; 0 = any free")] = 8000,
+) -> None:
+    """Serve a model over HTTP."""
+    from moonlet.server.app import serve
+
+    serve(model, host, port)
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="a model folder, such as runs/quickstart/model")],
+    tasks: Annotated[str | None, typer.Option("--tasks", help="names with commas between [default: all]")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the results as one JSON document")] = False,
+) -> None:
+    """Measure a model on held-out items."""
+    from moonlet.evals.measure import main
+
+    names = None if tasks is None else [name.strip() for name in tasks.split(",") if name.strip()]
+    raise typer.Exit(main(model, names, as_json) or 0)
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="print the facts as one JSON document")] = False,
+) -> None:
+    """Say what this machine has and what is missing."""
+    from moonlet.doctor import lines, report
+
+    facts = report()
+    print(json.dumps(facts, indent=2) if as_json else "\n".join(lines(facts)))

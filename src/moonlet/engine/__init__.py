@@ -1,0 +1,1 @@
+"""The engine: batched cached decoding used by rl, evals, chat and serve alike."""

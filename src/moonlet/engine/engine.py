@@ -1,0 +1,139 @@
+"""The engine as programs see it: messages in, a reply (whole or streamed) out.
+
+One model, many callers: each `next()` of a stream advances its own sequence by one token under the engine's lock, so
+streams from several threads share the machine token by token. Closing a stream frees its cache. Left out: continuous
+batching of streams (each sequence steps alone); rl and evals batch through `generate`.
+"""
+
+import random
+import threading
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from moonlet.chat.parse import StreamParser
+from moonlet.chat.xtml import END, render
+from moonlet.engine.generate import Sampling, feed, pick, prefill
+from moonlet.engine.load import load
+from moonlet.errors import InputError
+
+
+@dataclass
+class Reply:
+    """One assistant turn. finish_reason: stop, length or tool_calls."""
+
+    content: str = ""
+    reasoning_content: str = ""
+    tool_calls: list[dict[str, Any]] = field(default_factory=list)
+    finish_reason: str = "stop"
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def message(self) -> dict[str, Any]:
+        """The turn as a message to append to the conversation."""
+        out: dict[str, Any] = {"role": "assistant", "content": self.content}
+        out["reasoning_content"] = self.reasoning_content
+        if self.tool_calls:
+            out["tool_calls"] = self.tool_calls
+        return out
+
+
+class Engine:
+    """A loaded model folder; `chat` and `stream` are its two verbs."""
+
+    def __init__(self, folder: str | Path, threads: int = 1) -> None:
+        self.model, tokenizer = load(folder)
+        if tokenizer is None:
+            raise InputError(f"{folder} has no tokenizer.json; add the tokenizer of the run to the model folder")
+        self.tokenizer = tokenizer
+        self.name = Path(folder).resolve().name
+        self.context_length = self.model.config.max_position_embeddings
+        self.stop = tokenizer.special[END]
+        self.threads = threads
+        self.lock = threading.Lock()
+
+    def stream(
+        self,
+        messages: Sequence[dict[str, Any]],
+        tools: Sequence[dict[str, Any]] | None = None,
+        *,
+        max_tokens: int = 256,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        thinking: bool = True,
+    ) -> Iterator[dict[str, Any]]:
+        """Yield {"reasoning_content"}, {"content"}, {"tool_call"} pieces, then {"finish_reason", usage}.
+
+        InputError (before the first piece) for a prompt that leaves no room in the context.
+        """
+        segments = render(messages, tools, thinking=thinking, add_generation_prompt=True)
+        prompt = self.tokenizer.encode_segments(segments)
+        if len(prompt) + 1 > self.context_length:
+            raise InputError(f"prompt has {len(prompt)} tokens, the context holds {self.context_length}; shorten it")
+        sampling = Sampling(temperature, top_p, min(max_tokens, self.context_length - len(prompt)))
+        return self._pieces(prompt, tools, sampling, random.getrandbits(63) if seed is None else seed, thinking)
+
+    def _pieces(
+        self, prompt: list[int], tools: Any, sampling: Sampling, seed: int, thinking: bool
+    ) -> Iterator[dict[str, Any]]:
+        parser, pieces = StreamParser(thinking, tools), self.tokenizer.stream()
+        finish, made, called = "length", 0, False
+
+        def events(found: list) -> Iterator[dict[str, Any]]:
+            nonlocal called
+            for kind, value in found:
+                if kind == "tool_call":
+                    called = True
+                    value = {**value, "id": f"call_{uuid.uuid4().hex[:24]}"}
+                yield {kind: value}
+
+        for token in self._tokens(prompt, sampling, seed):
+            made += 1
+            if token == self.stop:
+                finish = "stop"
+            for text, special in pieces.push(token):
+                yield from events(parser.feed(text, special))
+            if finish == "stop":
+                break
+        for text, special in pieces.flush():
+            yield from events(parser.feed(text, special))
+        yield from events(parser.finish())
+        if called and finish == "stop":
+            finish = "tool_calls"
+        yield {"finish_reason": finish, "prompt_tokens": len(prompt), "completion_tokens": made}
+
+    def _tokens(self, prompt: list[int], sampling: Sampling, seed: int) -> Iterator[int]:
+        """Tokens of one sequence, one a `next()`."""
+        random_numbers = np.random.default_rng(seed)
+        cache, queue = None, prompt
+        for _ in range(sampling.max_tokens):
+            with self.lock, torch.no_grad():
+                torch.set_num_threads(self.threads)
+                if cache is None:
+                    cache, logits = prefill(self.model, [prompt], min(sampling.max_tokens, 256))
+                else:
+                    logits = feed(self.model, cache, [queue])
+                token, _ = pick(logits, torch.tensor([random_numbers.random()]), sampling)
+            queue = [int(token)]
+            yield queue[0]
+
+    def chat(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None = None, **how) -> Reply:
+        """One whole turn; keyword arguments as `stream`."""
+        reply = Reply()
+        for piece in self.stream(messages, tools, **how):
+            reply.reasoning_content += piece.get("reasoning_content", "")
+            reply.content += piece.get("content", "")
+            if "tool_call" in piece:
+                call = piece["tool_call"]
+                function = {"name": call["name"], "arguments": call["arguments"]}
+                reply.tool_calls.append({"id": call["id"], "type": "function", "function": function})
+            if "finish_reason" in piece:
+                reply.finish_reason = piece["finish_reason"]
+                reply.prompt_tokens, reply.completion_tokens = piece["prompt_tokens"], piece["completion_tokens"]
+        return reply

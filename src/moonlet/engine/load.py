@@ -1,0 +1,128 @@
+"""Open and write a model folder in the published Hugging Face layout.
+
+`config.json` (published keys), `model.safetensors` (published names; routed experts packed to 4 bits where
+`quantization_config` says so, everything else fp32), the tokenizer files, and `tools.json` (what the model was taught to
+call). Packed experts: MXFP4 as `weight_packed` uint8 + `weight_scale` uint8, INT4 as `weight_packed` int32 +
+`weight_scale` + `weight_shape` (compressed-tensors spellings, K3 and K2 Thinking). Left out: sharded files.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from moonlet.data.tokenizer import Tokenizer
+from moonlet.errors import InputError
+from moonlet.files import new_folder
+from moonlet.model import config as configs
+from moonlet.model.model import Model
+from moonlet.model.weights import from_published, to_published
+from moonlet.quant import grids
+
+IGNORE = [
+    "lm_head",
+    "re:.*self_attn.*",
+    "re:.*shared_experts.*",
+    "re:.*mlp\\.(gate|up|gate_up|down)_proj.*",
+    "re:.*routed_expert_(down|up)_proj.*",
+    "re:.*block_sparse_moe\\.gate.*",
+]
+
+
+def quantization_config(format: str) -> dict[str, Any]:
+    """The compressed-tensors block of config.json for packed experts."""
+    weights: dict[str, Any] = {"num_bits": 4, "strategy": "group", "group_size": grids.GROUP, "symmetric": True}
+    weights |= {"dynamic": False, "observer": "minmax", "type": "float" if format == "mxfp4" else "int"}
+    if format == "mxfp4":
+        weights["scale_dtype"] = "torch.uint8"
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "mxfp4-pack-quantized" if format == "mxfp4" else "pack-quantized",
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": None}},
+        "ignore": IGNORE,
+    }
+
+
+def pack(name: str, w: Tensor, format: str) -> dict[str, Tensor]:
+    """The tensors that stand for expert matrix `name` ("....weight") in the file."""
+    stem = name.removesuffix(".weight")
+    if format == "mxfp4":
+        code, scale = grids.mxfp4_codes(w)
+        return {f"{stem}.weight_packed": grids.pack_mxfp4(code), f"{stem}.weight_scale": scale}
+    code, scale = grids.int4_codes(w)
+    shape = torch.tensor(w.shape, dtype=torch.int64)
+    return {
+        f"{stem}.weight_packed": grids.pack_int4(code),
+        f"{stem}.weight_scale": scale,
+        f"{stem}.weight_shape": shape,
+    }
+
+
+def unpack_all(tensors: dict[str, Tensor], format: str) -> dict[str, Tensor]:
+    """Packed experts back to fp32 matrices under their `.weight` names."""
+    out = {}
+    for name, value in tensors.items():
+        stem, _, last = name.rpartition(".")
+        if last == "weight_packed":
+            scale = tensors[f"{stem}.weight_scale"]
+            if format == "mxfp4-pack-quantized":
+                out[f"{stem}.weight"] = grids.mxfp4_values(grids.unpack_mxfp4(value), scale)
+            else:
+                out[f"{stem}.weight"] = grids.int4_values(grids.unpack_int4(value), scale.float())
+        elif last not in ("weight_scale", "weight_shape"):
+            out[name] = value
+    return out
+
+
+def write(
+    folder: Path, model: Model, tokenizer: Tokenizer, format: str, tools: dict[str, Any], chat_template: str
+) -> None:
+    """Write a servable model folder; the experts rounded and packed by `format` (mxfp4, int4 or none)."""
+    tensors: dict[str, Tensor] = {}
+    for name, value in to_published(model).items():
+        if format != "none" and ".experts." in name:
+            tensors |= pack(name, value, format)
+        else:
+            tensors[name] = value
+    config = model.config.to_dict()
+    if format != "none":
+        config["quantization_config"] = quantization_config(format)
+    with new_folder(folder) as tmp:
+        save_file(tensors, tmp / "model.safetensors", metadata={"format": "pt"})
+        (tmp / "config.json").write_text(json.dumps(config, indent=2))
+        eos = tokenizer.special["<|end_of_msg|>"]
+        (tmp / "generation_config.json").write_text(json.dumps({"eos_token_id": eos, "temperature": 1.0}))
+        (tmp / "tools.json").write_text(json.dumps(tools, ensure_ascii=False))
+        tokenizer.save(tmp, chat_template=chat_template)
+
+
+def load(folder: str | Path) -> tuple[Model, Tokenizer | None]:
+    """Model (eval, fp32) and tokenizer (None when the folder has none). InputError when it is not a model folder."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; give a model folder such as runs/quickstart/model")
+    config = configs.from_json(folder / "config.json")
+    raw = json.loads((folder / "config.json").read_text())
+    path = folder / "model.safetensors"
+    try:
+        tensors = load_file(path)
+    except FileNotFoundError as error:
+        raise InputError(f"{path} not found; a model folder holds config.json and model.safetensors") from error
+    except SafetensorError as error:
+        raise InputError(f"{path} is not a safetensors file ({error}); write the model again") from error
+    quantization = raw.get("quantization_config")
+    if quantization:
+        tensors = unpack_all(tensors, quantization["format"])
+    model = Model(config)
+    from_published(model, {k: v.float() for k, v in tensors.items()})
+    tokenizer = Tokenizer.load(folder) if (folder / "tokenizer.json").exists() else None
+    if tokenizer is not None and tokenizer.vocab_size != config.vocab_size:
+        raise InputError(
+            f"{folder}: tokenizer has {tokenizer.vocab_size} entries, config.json says vocab_size={config.vocab_size}"
+        )
+    return model.eval(), tokenizer

@@ -1,0 +1,1 @@
+"""The Kimi text model in small files: config, KDA, MLA, LatentMoE, Attention Residuals, the block that joins them."""

@@ -1,0 +1,142 @@
+"""Mixture of experts: sigmoid router with a selection bias, experts at full width (K2, Kimi Linear) or latent (K3).
+
+    s = sigmoid(W_r x) fp32;  choose top-k of s + b;  p = s_chosen / (sum s_chosen + 1e-20) * routed_scaling_factor
+    z = W_down x;  u = sum_i p_i E_i(z);  y = shared(x) + W_up RMSNorm(u)         (Stable LatentMoE, K3 report 2.3)
+
+The bias b only chooses; it has no gradient and is moved by `optim.balance` from the numbers in RouterStats.
+Shapes (suffix legend: N tokens, D hidden, L latent, I expert width, E experts, k per token, c rows per expert):
+experts are stacks w1, w3 [E, I, L] and w2 [E, L, I]. Dispatch: sort the N*k assignments by expert, pad each expert
+to the fullest one, one batched product a projection. No token is dropped. Small blocks (decoding) run all experts.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from moonlet.model.config import ModelConfig
+from moonlet.model.norm import RMSNorm, glu
+
+
+@dataclass
+class RouterStats:
+    """Of one layer and one block: raw scores s [N, E], cutoff [N] = the (k+1)-th biased score, counts [E]."""
+
+    scores: Tensor
+    cutoff: Tensor
+    counts: Tensor
+
+
+class MLP(nn.Module):
+    """Gated MLP: down(glu(gate x, up x)); dense layers and shared experts."""
+
+    def __init__(self, c: ModelConfig, width: int) -> None:
+        super().__init__()
+        self.act = (c.hidden_act, c.activation_situ_beta, c.activation_situ_linear_beta)
+        self.gate_proj = nn.Linear(c.hidden_size, width, bias=False)
+        self.up_proj = nn.Linear(c.hidden_size, width, bias=False)
+        self.down_proj = nn.Linear(width, c.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(glu(self.gate_proj(x), self.up_proj(x), *self.act))
+
+
+class Experts(nn.Module):
+    """The stacked routed experts; `quantize` (quant.fake) is applied to each stack where it is set."""
+
+    def __init__(self, c: ModelConfig, width_in: int) -> None:
+        super().__init__()
+        E, width = c.num_experts, c.moe_intermediate_size
+        self.act = (c.hidden_act, c.activation_situ_beta, c.activation_situ_linear_beta)
+        self.w1 = nn.Parameter(torch.empty(E, width, width_in))
+        self.w3 = nn.Parameter(torch.empty(E, width, width_in))
+        self.w2 = nn.Parameter(torch.empty(E, width_in, width))
+        self.quantize = None
+
+    def weights(self) -> tuple[Tensor, Tensor, Tensor]:
+        if self.quantize is None:
+            return self.w1, self.w3, self.w2
+        return self.quantize(self.w1), self.quantize(self.w3), self.quantize(self.w2)
+
+    def forward(self, x_ECL: Tensor) -> Tensor:
+        """[E, c, L] -> [E, c, L], expert e on its own rows."""
+        w1, w3, w2 = self.weights()
+        hidden = glu(x_ECL @ w1.transpose(1, 2), x_ECL @ w3.transpose(1, 2), *self.act)
+        return hidden @ w2.transpose(1, 2)
+
+
+class Router(nn.Module):
+    def __init__(self, c: ModelConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(c.num_experts, c.hidden_size))
+        self.register_buffer("e_score_correction_bias", torch.zeros(c.num_experts))
+        self.top_k, self.renormalize, self.factor = c.num_experts_per_token, c.moe_renormalize, c.routed_scaling_factor
+
+    def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor, RouterStats]:
+        """-> chosen experts [N, k], their weights [N, k], statistics."""
+        scores = torch.sigmoid(x_ND.float() @ self.weight.float().T)
+        biased = scores.detach() + self.e_score_correction_bias
+        E, k = biased.shape[-1], self.top_k
+        top, chosen = biased.topk(min(k + 1, E), dim=-1)
+        cutoff = top[:, k] if k < E else torch.full_like(top[:, 0], -torch.inf)
+        chosen = chosen[:, :k]
+        p = scores.gather(1, chosen)
+        if self.renormalize:
+            p = p / (p.sum(-1, keepdim=True) + 1e-20)
+        counts = torch.bincount(chosen.reshape(-1), minlength=E)
+        return chosen, p * self.factor, RouterStats(scores.detach(), cutoff, counts)
+
+
+class MoE(nn.Module):
+    def __init__(self, c: ModelConfig) -> None:
+        super().__init__()
+        latent = c.routed_expert_hidden_size
+        self.gate = Router(c)
+        if latent is not None:
+            self.routed_expert_down_proj = nn.Linear(c.hidden_size, latent, bias=False)
+            self.routed_expert_up_proj = nn.Linear(latent, c.hidden_size, bias=False)
+            if c.latent_moe_use_norm:
+                self.routed_expert_norm = RMSNorm(latent, c.rms_norm_eps)
+        self.experts = Experts(c, latent or c.hidden_size)
+        if c.num_shared_experts:
+            self.shared_experts = MLP(c, c.num_shared_experts * c.moe_intermediate_size)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, RouterStats]:
+        """x [B, T, D] -> y [B, T, D], statistics."""
+        x_ND = x.flatten(0, 1)
+        chosen, p, stats = self.gate(x_ND)
+        z_NL = self.routed_expert_down_proj(x_ND) if hasattr(self, "routed_expert_down_proj") else x_ND
+        few = x_ND.shape[0] <= 256 and not torch.is_grad_enabled()
+        y_ND = (self.all_experts if few else self.routed)(z_NL, chosen, p, stats.counts)
+        if hasattr(self, "routed_expert_up_proj"):
+            if hasattr(self, "routed_expert_norm"):
+                y_ND = self.routed_expert_norm(y_ND)
+            y_ND = self.routed_expert_up_proj(y_ND)
+        if hasattr(self, "shared_experts"):
+            y_ND = y_ND + self.shared_experts(x_ND)
+        return y_ND.view_as(x), stats
+
+    def routed(self, z_NL: Tensor, chosen: Tensor, p: Tensor, counts: Tensor) -> Tensor:
+        """sum_i p_i E_i(z): rows sorted by expert, [E, c, L] with c the largest load."""
+        N, k = chosen.shape
+        E = counts.shape[0]
+        capacity = int(counts.max())
+        order = chosen.reshape(-1).argsort(stable=True)  # assignments grouped by expert
+        starts = counts.cumsum(0) - counts
+        expert = chosen.reshape(-1)[order]
+        slot = expert * capacity + torch.arange(N * k, device=z_NL.device) - starts[expert]
+        source = torch.full((E * capacity,), N, device=z_NL.device).scatter_(0, slot, order // k)
+        z_padded = torch.cat([z_NL, z_NL.new_zeros(1, z_NL.shape[1])])  # row N: padding
+        out = self.experts(z_padded[source].view(E, capacity, -1)).flatten(0, 1)
+        where = torch.empty_like(slot).scatter_(0, order, slot).view(N, k)  # slot of assignment (token, choice)
+        u = out[where[:, 0]] * p[:, :1]
+        for choice in range(1, k):
+            u = u + out[where[:, choice]] * p[:, choice : choice + 1]
+        return u.to(z_NL.dtype)
+
+    def all_experts(self, z_NL: Tensor, chosen: Tensor, p: Tensor, counts: Tensor) -> Tensor:
+        """The same sum for a few tokens: every expert on every token, weights zero where not chosen."""
+        E = counts.shape[0]
+        out_ENL = self.experts(z_NL.expand(E, *z_NL.shape))
+        p_NE = p.new_zeros(p.shape[0], E).scatter_(1, chosen, p)
+        return torch.einsum("enl,ne->nl", out_ENL, p_NE).to(z_NL.dtype)

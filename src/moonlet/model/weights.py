@@ -1,0 +1,93 @@
+"""Published tensor names in and out: our module names <-> the names in Kimi checkpoints (K3, Kimi Linear, K2).
+
+Differences: the stacked experts [E, ...] become one matrix an expert (`experts.J.w1` or `.gate_proj`), MoE sits under
+`block_sparse_moe` (Kimi) or `mlp` (K2), AttnRes mixes are spelled `self_attention_res_norm` / `_proj`, A_log is
+[1, 1, H, 1] in Kimi Linear and flat, zero-padded to a multiple of 128, in K3. All other names are the same.
+"""
+
+import torch
+from torch import Tensor
+
+from moonlet.errors import InputError
+from moonlet.model.config import ModelConfig, is_k2
+from moonlet.model.model import Model
+
+K2_EXPERT = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
+
+
+def published_name(name: str, c: ModelConfig) -> str:
+    """Our parameter name -> published name (a stack of experts keeps its last part, the callers split it)."""
+    if name.startswith("lm_head"):
+        return name
+    parts = name.split(".")
+    if parts[0] == "layers" and parts[2] == "mlp" and c.is_moe(int(parts[1])) and not is_k2(c):
+        parts[2] = "block_sparse_moe"
+    name = ".".join(parts)
+    for mix in ("self_attention_res", "mlp_res", "output_attn_res"):
+        name = name.replace(f"{mix}.norm.", f"{mix}_norm.").replace(f"{mix}.proj.", f"{mix}_proj.")
+    return "model." + name
+
+
+def to_published(model: Model) -> dict[str, Tensor]:
+    """Every parameter and the router biases under published names, experts one by one, in fp32."""
+    c = model.config
+    out: dict[str, Tensor] = {}
+    for name, value in model.state_dict().items():
+        value = value.detach()
+        published = published_name(name, c)
+        stem, _, last = published.rpartition(".")
+        if stem.endswith(".experts"):
+            for j in range(value.shape[0]):
+                out[f"{stem}.{j}.{K2_EXPERT[last] if is_k2(c) else last}.weight"] = value[j].contiguous()
+        elif last == "A_log":
+            out[published] = pad_a_log(value) if c.attn_res_block_size is not None else value.view(1, 1, -1, 1)
+        else:
+            out[published] = value.contiguous()
+    return out
+
+
+def pad_a_log(value: Tensor) -> Tensor:
+    return torch.cat([value, value.new_zeros(-value.shape[0] % 128)])
+
+
+def from_published(model: Model, tensors: dict[str, Tensor]) -> None:
+    """Fill `model` from published tensors (dequantised). InputError lists missing, surplus and misshapen names."""
+    c = model.config
+    tensors = {k.removeprefix("language_model."): v for k, v in tensors.items()}
+    missing, misshapen, used = [], [], set()
+    filled: dict[str, Tensor] = {}
+
+    def take(name: str) -> Tensor | None:
+        kimi, k2 = name.replace(".mlp.", ".block_sparse_moe."), name.replace(".block_sparse_moe.", ".mlp.")
+        for spelling in (name, kimi, k2):
+            if spelling in tensors:
+                used.add(spelling)
+                return tensors[spelling]
+        missing.append(name)
+        return None
+
+    for name, own in model.state_dict().items():
+        published = published_name(name, c)
+        stem, _, last = published.rpartition(".")
+        if stem.endswith(".experts"):
+            key = K2_EXPERT[last] if is_k2(c) else last
+            rows = [take(f"{stem}.{j}.{key}.weight") for j in range(own.shape[0])]
+            value = None if any(r is None for r in rows) else torch.stack(rows)  # type: ignore[arg-type]
+        else:
+            value = take(published)
+            if value is not None and last == "A_log":
+                value = value.flatten()[: own.shape[0]]
+        if value is None:
+            continue
+        if value.shape != own.shape:
+            misshapen.append(f"{published} is {list(value.shape)}, config says {list(own.shape)}")
+        filled[name] = value
+    surplus = sorted(set(tensors) - used)
+    problems = [
+        f"{kind} {len(names)}: {', '.join(names[:10])}"
+        for kind, names in (("missing", missing), ("misshapen", misshapen), ("surplus", surplus))
+        if names
+    ]
+    if problems:
+        raise InputError("checkpoint does not fit its config: " + "; ".join(problems))
+    model.load_state_dict(filled)

@@ -1,0 +1,111 @@
+"""Per-head Muon for matrices and AdamW for everything else, in one optimizer over named parameters.
+
+Muon (Moonlight eq. 1-4; K3 report 2.5): M = mu M + G; O = NewtonSchulz(mu M + G); W -= lr (0.2 sqrt(max(rows, cols)) O
++ wd W). The 0.2 sqrt(max) factor gives the update the RMS of an AdamW step, so learning rates are comparable.
+Per-head: projections with heads on their output rows (KDA q, k, v; MLA q_b or q, kv_b) are split into one block a head
+and each block is orthogonalised alone; stacks of experts [E, rows, cols] likewise, one block an expert. All blocks of
+one shape go through Newton-Schulz as a single batch. AdamW: embeddings, head, norms, convolutions, pseudo-queries,
+A_log, dt_bias; weight decay only on embeddings and head. The router bias is a buffer and has no optimizer.
+Left out: sharding (train/distributed applies the same step to full gradients).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from moonlet.model.model import Model
+
+NS_STEPS = ((3.4445, -4.7750, 2.0315),) * 5
+
+
+def newton_schulz(G: Tensor) -> Tensor:
+    """Approximate U V^T of each matrix in G [n, rows, cols] (quintic iteration, 5 steps)."""
+    tall = G.shape[1] > G.shape[2]
+    X = G.transpose(1, 2) if tall else G
+    X = X / (X.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for a, b, c in NS_STEPS:
+        A = X @ X.transpose(1, 2)
+        X = torch.baddbmm(X, torch.baddbmm(A, A, A, beta=b, alpha=c), X, beta=a)
+    return X.transpose(1, 2) if tall else X
+
+
+def muon_blocks(model: Model) -> dict[str, int]:
+    """Names of the Muon parameters -> number of blocks each is split into."""
+    c = model.config
+    blocks = {}
+    for name, p in model.named_parameters():
+        kind = name.rsplit(".", 2)[-2] if name.endswith(".weight") else name.rsplit(".", 1)[-1]
+        if p.ndim == 3 and kind in ("w1", "w2", "w3"):
+            blocks[name] = p.shape[0]
+        elif p.ndim != 2 or p.shape[0] == 1 or kind in ("embed_tokens", "lm_head"):
+            continue
+        elif kind in ("q_proj", "k_proj", "v_proj", "q_b_proj", "kv_b_proj"):
+            layer = int(name.split(".")[1])
+            blocks[name] = c.kda("num_heads") if c.is_kda(layer) else c.num_attention_heads
+        else:
+            blocks[name] = 1
+    return blocks
+
+
+@dataclass
+class OptimConfig:
+    """Settings of one stage: learning rates at the peak of the schedule, momentum, decay."""
+
+    muon_lr: float
+    adamw_lr: float
+    weight_decay: float = 0.1
+    momentum: float = 0.95
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+
+
+class MuonAdamW:
+    """`step` applies one update from {name: gradient}; `state` is a flat dict of tensors that checkpoints save."""
+
+    def __init__(self, model: nn.Module, blocks: dict[str, int], config: OptimConfig) -> None:
+        self.params = dict(model.named_parameters())
+        self.blocks, self.config = blocks, config
+        self.adam_names = [n for n in self.params if n not in blocks]
+        self.state: dict[str, Tensor] = {"step": torch.zeros((), dtype=torch.int64)}
+        for name, p in self.params.items():
+            for slot in ("momentum",) if name in blocks else ("exp_avg", "exp_avg_sq"):
+                self.state[f"{slot}.{name}"] = torch.zeros_like(p)
+
+    @torch.no_grad()
+    def step(self, grads: dict[str, Tensor], scale: float) -> None:
+        """One update; `scale` multiplies both learning rates (the schedule)."""
+        self.state["step"] += 1
+        self.muon(grads, scale * self.config.muon_lr)
+        self.adamw(grads, scale * self.config.adamw_lr)
+
+    def muon(self, grads: dict[str, Tensor], lr: float) -> None:
+        c = self.config
+        by_shape: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
+        for name, n in self.blocks.items():
+            g, m = grads[name], self.state[f"momentum.{name}"]
+            m.mul_(c.momentum).add_(g)
+            p = self.params[name].data
+            split = (n, p.numel() // p.shape[-1] // n, p.shape[-1])
+            by_shape.setdefault(split[1:], []).append((p.view(split), torch.add(g, m, alpha=c.momentum).view(split)))
+        for (rows, cols), group in by_shape.items():
+            O = newton_schulz(torch.cat([u for _, u in group]))
+            for (p, _), o in zip(group, O.split([p.shape[0] for p, _ in group])):
+                p.mul_(1 - lr * c.weight_decay).add_(o, alpha=-lr * 0.2 * max(rows, cols) ** 0.5)
+
+    def adamw(self, grads: dict[str, Tensor], lr: float) -> None:
+        c, t = self.config, int(self.state["step"])
+        names = self.adam_names
+        params = [self.params[n].data for n in names]
+        g = [grads[n] for n in names]
+        avg = [self.state[f"exp_avg.{n}"] for n in names]
+        sq = [self.state[f"exp_avg_sq.{n}"] for n in names]
+        torch._foreach_lerp_(avg, g, 1 - c.betas[0])
+        torch._foreach_mul_(sq, c.betas[1])
+        torch._foreach_addcmul_(sq, g, g, 1 - c.betas[1])
+        denominator = torch._foreach_div(sq, 1 - c.betas[1] ** t)
+        torch._foreach_sqrt_(denominator)
+        torch._foreach_add_(denominator, c.eps)
+        for name in ("embed_tokens.weight", "lm_head.weight"):
+            self.params[name].data.mul_(1 - lr * c.weight_decay)
+        torch._foreach_addcdiv_(params, avg, denominator, -lr / (1 - c.betas[0] ** t))

@@ -1,0 +1,108 @@
+"""The two 4-bit grids, their packing, and the straight-through estimator that trains through them.
+
+MXFP4 (OCP): groups of 32 consecutive input columns share a power-of-two scale 2^(floor(log2 amax) - 2); elements are
+E2M1, {0, .5, 1, 1.5, 2, 3, 4, 6} with a sign, rounded half to even, saturating at 6. Packed: two codes a byte, low
+nibble = even column; scale byte e = exponent + 127.
+INT4: symmetric, group 32 along the input, scale = amax / 7, codes -7..7 stored as code + 8, eight to an int32, first
+element in the lowest nibble (compressed-tensors `pack-quantized`).
+Shapes: w [..., out, in] with in divisible by 32.
+"""
+
+import torch
+from torch import Tensor
+
+from moonlet.errors import InputError
+
+GROUP = 32
+FP4 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+# Borders between neighbouring codes; on a tie the even code wins, so borders above an even code belong to it.
+BORDERS = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0])
+
+
+def groups(w: Tensor) -> Tensor:
+    """[..., out, in] -> [..., out, in/32, 32]."""
+    if w.shape[-1] % GROUP:
+        raise InputError(f"4-bit groups need an input width divisible by {GROUP}, got {w.shape[-1]}; change the shape")
+    return w.unflatten(-1, (-1, GROUP))
+
+
+def mxfp4_codes(w: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes uint8 [..., out, in] (sign in bit 3) and scale bytes uint8 [..., out, in/32]."""
+    x = groups(w.float())
+    amax = x.abs().amax(-1)
+    _, exponent = torch.frexp(amax)  # amax = m 2^exponent with m in [0.5, 1): floor(log2 amax) = exponent - 1
+    e = torch.where(amax > 0, exponent - 3, torch.full_like(exponent, -127)).clamp(-127, 127)
+    magnitude = torch.ldexp(x.abs(), -e.unsqueeze(-1))
+    low = torch.bucketize(magnitude, BORDERS, right=False)  # border goes to the lower code
+    high = torch.bucketize(magnitude, BORDERS, right=True)  # border goes to the upper code
+    code = torch.where(low % 2 == 0, low, high)
+    code = code + 8 * (torch.signbit(x) & (code > 0))
+    return code.flatten(-2).to(torch.uint8), (e + 127).to(torch.uint8)
+
+
+def mxfp4_values(code: Tensor, scale: Tensor) -> Tensor:
+    """Codes and scale bytes back to fp32 [..., out, in]."""
+    value = FP4[(code & 7).long()] * torch.where(code >= 8, -1.0, 1.0)
+    return torch.ldexp(groups(value), scale.int().unsqueeze(-1) - 127).flatten(-2)
+
+
+def int4_codes(w: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes int8 in -7..7 [..., out, in] and scales fp32 [..., out, in/32]."""
+    x = groups(w.float())
+    scale = (x.abs().amax(-1) / 7).clamp(min=1e-12)
+    return torch.round(x / scale.unsqueeze(-1)).clamp(-7, 7).to(torch.int8).flatten(-2), scale
+
+
+def int4_values(code: Tensor, scale: Tensor) -> Tensor:
+    return (groups(code.float()) * scale.unsqueeze(-1)).flatten(-2)
+
+
+def round_to_grid(w: Tensor, format: str) -> Tensor:
+    """w on the nearest points of the grid, fp32; "none" returns w."""
+    if format == "mxfp4":
+        return mxfp4_values(*mxfp4_codes(w))
+    if format == "int4":
+        return int4_values(*int4_codes(w))
+    if format == "none":
+        return w
+    raise InputError(f"quant.format={format!r} is not known; use mxfp4, int4 or none")
+
+
+class FakeQuantize(torch.autograd.Function):
+    """w rounded to the grid in the forward pass, identity in the backward pass (straight through)."""
+
+    @staticmethod
+    def forward(ctx, w: Tensor, format: str) -> Tensor:
+        return round_to_grid(w, format)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        return grad, None
+
+
+def set_qat(model: torch.nn.Module, format: str) -> None:
+    """Train (and sample) the routed experts of `model` through `format`; "none" switches it off."""
+    for layer in model.layers:
+        if layer.moe:
+            layer.mlp.experts.quantize = None if format == "none" else lambda w: FakeQuantize.apply(w, format)
+
+
+def pack_mxfp4(code: Tensor) -> Tensor:
+    """Codes [..., in] -> bytes [..., in/2], low nibble first."""
+    return code[..., 0::2] | (code[..., 1::2] << 4)
+
+
+def unpack_mxfp4(packed: Tensor) -> Tensor:
+    return torch.stack([packed & 15, packed >> 4], dim=-1).flatten(-2)
+
+
+def pack_int4(code: Tensor) -> Tensor:
+    """Codes int8 [..., in] -> int32 [..., in/8], element i in bits 4*(i%8)."""
+    nibbles = (code.int() + 8).unflatten(-1, (-1, 8)).long()
+    word = (nibbles << (4 * torch.arange(8))).sum(-1)
+    return torch.where(word >= 2**31, word - 2**32, word).int()
+
+
+def unpack_int4(packed: Tensor) -> Tensor:
+    word = packed.long() & 0xFFFFFFFF
+    return (((word.unsqueeze(-1) >> (4 * torch.arange(8))) & 15) - 8).flatten(-2).to(torch.int8)

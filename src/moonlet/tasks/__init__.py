@@ -1,0 +1,1 @@
+"""Tasks with tools and exact answers: arithmetic, lookup, abstain, receipts; their rewards; training conversations."""

@@ -1,0 +1,128 @@
+"""Sums of two whole numbers with + - x, and a calculator.
+
+No net of a million parameters multiplies 4-digit numbers in its head, but it can copy them into a call: the skill is to
+know when to call and to copy exactly. Sums of one-digit numbers are in the pretraining text, so a call there is wasted.
+Evaluation uses held-out numbers as operands wherever they have two or more digits, and held-out pairs of one-digit ones
+(`moonlet.data.tiny_world`). Leaves out division and sums of more than two numbers.
+"""
+
+import random
+
+from moonlet.chat.types import Message
+from moonlet.data.tiny_world import is_held_out, is_held_out_pair, number
+from moonlet.tasks import wordings
+from moonlet.tasks.base import CALCULATOR, Item, call, check_range, check_split, environment, say, score, unknown_style
+
+__all__ = ["NAME", "STYLES", "TOOLS", "demonstrate", "sample", "score"]
+
+NAME = "arithmetic"
+TOOLS = [CALCULATOR]
+STYLES = ("tool", "direct", "needless", "long", "wrong")
+
+THOUGHTS = (
+    "Use the calculator.", "I should use the calculator.", "Calculator for this one.", "Too big to guess.",
+    "Call the calculator.", "Let me calculate this.",
+)  # fmt: skip
+THOUGHTS_ZH = ("用计算器。", "要算一下。")
+DIRECT_THOUGHTS = ("", "", "", "Easy.", "I know this.", "No tool needed.")
+DITHERING = (
+    "Hmm, let me think about this first.",
+    "The numbers are not so nice.",
+    "I could try it by hand.",
+    "By hand it may go wrong.",
+    "Maybe I know it already.",
+    "No, I am not sure of it.",
+    "There is a calculator, too.",
+    "Should I use it or not?",
+    "It would be good to be exact.",
+    "Wait, look at the question again.",
+    "It is a sum of two numbers.",
+    "I do not want to guess here.",
+)
+SIGNS = {"+": ("+", "plus"), "-": ("-", "minus"), "*": ("x", "*", "times")}
+SIGNS_ZH = {"+": "加", "-": "减", "*": "乘"}
+
+
+def sample(rng: random.Random, split: str, *, digits: tuple[int, int] = (1, 4)) -> Item:
+    """A sum; the length of each operand is uniform in `digits` (1 to 12). meta: a, op (+ - *), b, easy, zh, wording."""
+    check_split(split)
+    check_range("digits", digits, 1, 12)
+    train = split == "train"
+    while True:
+        operator = rng.choice("+-*")
+        a, b = (number(rng, rng.randint(*digits), held_out=not train) for _ in "ab")
+        easy = a < 10 and b < 10
+        if _allowed(a, operator, b, train):
+            break
+    template = rng.choice(wordings.ARITHMETIC[wordings.side(split)])
+    question = wordings.around(rng, split, _ask(rng, template, a, operator, b))
+    zh = wordings.is_chinese(template)
+    meta = {"a": a, "op": operator, "b": b, "easy": easy, "zh": zh, "wording": template}
+    answer = str(_result(a, operator, b))
+    return Item(NAME, split, [{"role": "user", "content": question}], list(TOOLS), answer, meta)
+
+
+def demonstrate(item: Item, rng: random.Random, style: str) -> list[Message]:
+    """tool, needless: a short thought and a call; long: a long thought; wrong: a digit is copied wrongly; direct: the
+    true result without a call."""
+    if style not in STYLES:
+        raise unknown_style(style, STYLES)
+    if style == "direct":
+        thought = rng.choice(DIRECT_THOUGHTS) if item.meta["easy"] else ""
+        return [*item.messages, say(item.answer, thought)]
+    a, operator, b = item.meta["a"], item.meta["op"], item.meta["b"]
+    if style == "wrong":
+        a, b = _miscopied(rng, a, operator, b, item.split == "train")
+    if style == "long":
+        thought = _dither(rng)
+    else:
+        thought = rng.choice(THOUGHTS_ZH if item.meta["zh"] and rng.random() < 0.5 else THOUGHTS)
+    turns = call(environment(item), "calculator", {"expression": f"{a}{operator}{b}"}, thought)
+    return [*item.messages, *turns, say(turns[-1]["content"])]
+
+
+def _ask(rng: random.Random, template: str, a: int, operator: str, b: int) -> str:
+    if wordings.is_chinese(template):
+        sign = SIGNS_ZH[operator]
+        expression = rng.choice((f"{a}{sign}{b}", f"{a} {sign} {b}", f"{a} {SIGNS[operator][0]} {b}"))
+    else:
+        sign = rng.choice(SIGNS[operator])
+        spaced = sign.isalpha() and len(sign) > 1 or rng.random() < 0.6
+        expression = f"{a} {sign} {b}" if spaced else f"{a}{sign}{b}"
+    return template.format(e=expression, a=a, op=sign, b=b)
+
+
+def _result(a: int, operator: str, b: int) -> int:
+    return {"+": a + b, "-": a - b, "*": a * b}[operator]
+
+
+def _allowed(a: int, operator: str, b: int, train: bool) -> bool:
+    """Training never meets a held-out number, as a result neither; small results of one-digit sums are exempt."""
+    if a < 10 and b < 10:
+        return is_held_out_pair(a, operator, b) != train
+    return not train or not (is_held_out(a) or is_held_out(b) or is_held_out(_result(a, operator, b)))
+
+
+def _miscopied(rng: random.Random, a: int, operator: str, b: int, train: bool) -> tuple[int, int]:
+    """The operands with one digit of one of them changed, so that the result is another."""
+    while True:
+        operands = [str(a), str(b)]
+        which = rng.randrange(2)
+        digits = list(operands[which])
+        digits[rng.randrange(len(digits))] = str(rng.randrange(10))
+        operands[which] = "".join(digits)
+        left, right = map(int, operands)
+        kept = [len(str(left)), len(str(right))] == [len(str(a)), len(str(b))]
+        differs = _result(left, operator, right) != _result(a, operator, b)
+        if kept and differs and (not train or _allowed(left, operator, right, train)):
+            return left, right
+
+
+def _dither(rng: random.Random) -> str:
+    """A thought of 25 to 40 words that comes to the calculator at last."""
+    thought = "Use the calculator."
+    for sentence in rng.sample(DITHERING, len(DITHERING)):
+        if len(thought.split()) >= 25 + rng.randrange(9):
+            break
+        thought = f"{sentence} {thought}"
+    return thought

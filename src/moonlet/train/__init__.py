@@ -1,0 +1,1 @@
+"""Training: one step, one loop for pretraining and SFT, checkpoints that resume bit for bit, FLOP counts."""

@@ -1,0 +1,68 @@
+"""From recipe to packed rows: the pretraining corpus, the tokenizer, the SFT conversations, the held-out text.
+
+Pretraining text: the standard library's source and docstrings beside tiny-world texts; every document ends with [EOS].
+SFT text: conversations of `tasks.mixture`, two thirds "tool" (only what is good) then "mixed" (habits RL must judge).
+Everything is a function of the recipe's seeds. Held-out: each 50th document of either source, never trained on.
+"""
+
+import random
+from collections.abc import Iterator
+
+from moonlet.chat.types import Segment
+from moonlet.chat.xtml import render
+from moonlet.data import shards, stdlib_text, tiny_world_text
+from moonlet.data import tokenizer as tokenizers
+from moonlet.data.shards import Rows
+from moonlet.data.tiny_world import World
+from moonlet.data.tokenizer import Tokenizer
+from moonlet.tasks import mixture
+
+HELD_OUT_EVERY = 50
+
+
+def documents(world: World, stdlib_bytes: int, world_documents: int, seed: int) -> tuple[list[str], dict[str, list[str]]]:
+    """Training documents, and the held-out ones by source."""
+    sources = {
+        "stdlib": stdlib_text.documents(stdlib_bytes),
+        "world": tiny_world_text.documents(world, seed, world_documents),
+    }
+    held_out = {name: texts[::HELD_OUT_EVERY] for name, texts in sources.items()}
+    training = [t for texts in sources.values() for i, t in enumerate(texts) if i % HELD_OUT_EVERY]
+    return training, held_out
+
+
+def conversations(world: World, phase: str, count: int, seed: int) -> Iterator[list[Segment]]:
+    """`count` rendered training conversations of one phase."""
+    rng = random.Random(f"{phase} {seed}")
+    for _ in range(count):
+        messages, tools = mixture.conversation(rng, world, phase, max_items=2)
+        yield render(messages, tools)
+
+
+def train_tokenizer(training: list[str], world: World, vocab_size: int, seed: int) -> Tokenizer:
+    """BPE on the documents and on the ordinary text of some conversations, so that markup is short."""
+
+    def texts() -> Iterator[str]:
+        yield from training
+        for segments in conversations(world, "tool", 2000, seed):
+            yield from (s.text for s in segments if not s.special)
+
+    return tokenizers.train(texts(), vocab_size)
+
+
+def pretrain_rows(tokenizer: Tokenizer, texts: list[str], seq_len: int) -> Rows:
+    eos = tokenizer.special["[EOS]"]
+    encoded = ([*tokenizer.encode(text), eos] for text in texts)
+    return shards.pack(((ids, [1] * len(ids)) for ids in encoded), seq_len, split_long=True)
+
+
+def sft_rows(tokenizer: Tokenizer, world: World, phase: str, count: int, seq_len: int, seed: int) -> Rows:
+    """`count` conversations, one a row; one longer than `seq_len` tokens is left out and another drawn."""
+    encoded: list[tuple[list[int], list[int]]] = []
+    for segments in conversations(world, phase, 2 * count, seed):
+        ids, loss = tokenizer.encode_with_loss(segments)
+        if len(ids) <= seq_len:
+            encoded.append((ids, loss))
+        if len(encoded) == count:
+            break
+    return shards.one_a_row(encoded, seq_len)

@@ -1,0 +1,150 @@
+"""One optimizer step: loss and gradients over the rows of a batch, the update, QK-Clip, expert balancing.
+
+The rows are dealt to `workers` threads with one intra-op thread each (small matrices scale better that way than by
+splitting every operator), each works through micro-batches small enough for the cache, and gradients are summed in a
+fixed order, so a step is reproducible bit for bit. The loss is the mean over all target tokens of the batch: logits are
+built for targets only. A non-finite loss or gradient skips the update; the caller counts.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moonlet.model.model import Model, Stats
+from moonlet.optim.balance import quantile_balance
+from moonlet.optim.muon import MuonAdamW
+from moonlet.optim.qk_clip import qk_clip
+
+Batch = dict[str, Tensor]  # tokens, segments, loss [B, T] (loss[t] = 1: token t is a target), more by the objective
+Objective = Callable[[Tensor, Batch, Tensor], tuple[Tensor, dict[str, float]]]
+
+
+MICRO_TOKENS = 2048  # activations of about 1 MB a tensor at width 128
+
+
+@dataclass
+class Part:
+    """What one micro-batch leaves behind beside its gradients."""
+
+    loss: float
+    stats: Stats
+    real: Tensor  # [N] tokens that are not padding
+    extra: dict[str, float]
+
+
+def cross_entropy(logits: Tensor, batch: Batch, where: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """Summed next-token loss of the targets; logits [n, vocab] of the positions before each target `where` [B, T]."""
+    return F.cross_entropy(logits.float(), batch["tokens"][where], reduction="sum"), {}
+
+
+def target_mask(batch: Batch) -> Tensor:
+    """[B, T] True where token t is predicted from token t-1 of the same document."""
+    mask = batch["loss"].bool().clone()
+    mask[:, 0] = False
+    mask[:, 1:] &= batch["segments"][:, 1:] == batch["segments"][:, :-1]
+    return mask
+
+
+def micro_batches(batch: Batch, worker: int, workers: int) -> list[Batch]:
+    """Every workers-th row, by length, in groups of about MICRO_TOKENS, each cut to its longest row."""
+    order = (batch["segments"] > 0).sum(1).argsort(stable=True)[worker::workers]
+    rows = {k: v[order] for k, v in batch.items()}
+    lengths = (rows["segments"] > 0).sum(1).tolist()
+    groups: list[list[int]] = []
+    for i, length in enumerate(lengths):
+        if not groups or max(length, *(lengths[j] for j in groups[-1])) * (len(groups[-1]) + 1) > MICRO_TOKENS:
+            groups.append([])
+        groups[-1].append(i)
+    return [{k: v[g, : max(lengths[i] for i in g)] for k, v in rows.items()} for g in groups]
+
+
+def compute(model: Model, batches: list[Batch], total: float, objective: Objective) -> tuple[list[Tensor], list[Part]]:
+    """Summed gradients of the loss (divided by `total`) over one worker's micro-batches, and what each leaves."""
+    params = list(model.parameters())
+    summed, parts = [torch.zeros_like(p) for p in params], []
+    for batch in batches:
+        hidden, stats = model.hidden(batch["tokens"], batch["segments"])
+        where = target_mask(batch)
+        before = torch.zeros_like(where)
+        before[:, :-1] = where[:, 1:]
+        loss, extra = objective(model.lm_head(hidden[before]), batch, where)
+        loss = loss / total
+        grads = torch.autograd.grad(loss, params, allow_unused=True)
+        used = [(s, g) for s, g in zip(summed, grads) if g is not None]
+        torch._foreach_add_([s for s, _ in used], [g for _, g in used])
+        parts.append(Part(float(loss.detach()), stats, batch["segments"].flatten() > 0, extra))
+    return summed, parts
+
+
+class Stepper:
+    """Holds the worker threads; `step` is one update."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self.pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+
+    def gradients(
+        self, model: Model, batch: Batch, objective: Objective = cross_entropy
+    ) -> tuple[float, dict[str, Tensor], list[Part]]:
+        """Mean loss, {name: gradient} and the parts."""
+        total = float(max(1, int(target_mask(batch).sum())))
+        deals = [micro_batches(batch, w, self.workers) for w in range(self.workers)]
+        results = [f.result() for f in [self.pool.submit(compute, model, d, total, objective) for d in deals if d]]
+        grads = results[0][0]
+        for more, _ in results[1:]:
+            torch._foreach_add_(grads, more)
+        parts = [part for _, found in results for part in found]
+        names = [n for n, _ in model.named_parameters()]
+        return sum(p.loss for p in parts), dict(zip(names, grads)), parts
+
+    def step(
+        self,
+        model: Model,
+        optimizer: MuonAdamW,
+        batch: Batch,
+        scale: float,
+        tau: float,
+        balance: bool = True,
+        objective: Objective = cross_entropy,
+    ) -> dict[str, float]:
+        """One update in place. Returns what is logged; "skipped" is 1.0 when loss or gradient was not finite."""
+        loss, grads, parts = self.gradients(model, batch, objective)
+        norm = float(torch.stack(torch._foreach_norm(list(grads.values()))).norm())
+        log = {"loss": loss, "grad_norm": norm, "skipped": 0.0}
+        for key in parts[0].extra:
+            log[key] = sum(p.extra[key] for p in parts)
+        if not (torch.isfinite(torch.tensor([loss, norm])).all()):
+            log["skipped"] = 1.0
+            return log
+        optimizer.step(grads, scale)
+        max_logits = {
+            i: torch.stack([p.stats.max_logits[i] for p in parts]).amax(0) for i in parts[0].stats.max_logits
+        }
+        log["clipped_heads"] = float(qk_clip(model, max_logits, tau))
+        if max_logits:
+            log["max_logit"] = max(float(m.max()) for m in max_logits.values())
+        if parts[0].stats.routers:
+            log["dead_experts"], log["expert_imbalance"] = load_figures(parts)
+            if balance:
+                quantile_balance(model, real_routers(parts))
+        return log
+
+
+def real_routers(parts: list[Part]) -> dict[int, list[tuple[Tensor, Tensor]]]:
+    """Router scores and cutoffs without the padding tokens."""
+    return {
+        i: [(p.stats.routers[i].scores[p.real], p.stats.routers[i].cutoff[p.real]) for p in parts]
+        for i in parts[0].stats.routers
+    }
+
+
+def load_figures(parts: list[Part]) -> tuple[float, float]:
+    """Share of experts with no token in the step; largest load over mean load, worst layer."""
+    counts = torch.stack(
+        [torch.stack([p.stats.routers[i].counts for p in parts]).sum(0) for i in parts[0].stats.routers]
+    ).float()
+    return float((counts == 0).float().mean()), float((counts.amax(1) / counts.mean(1)).max())

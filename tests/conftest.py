@@ -1,0 +1,27 @@
+"""Settings and fixtures that every test may use."""
+
+import os
+from pathlib import Path
+
+# Before torch is imported anywhere: tests share few cores, and one thread makes sums come out the same.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The commands that tests start import the package from here, installed or not.
+os.environ["PYTHONPATH"] = str(Path(__file__).parents[1] / "src")
+
+import pytest
+from hypothesis import settings
+
+from moonlet.doctor import find_browser
+
+settings.register_profile("moonlet", deadline=None, derandomize=True)
+settings.load_profile("moonlet")
+
+
+@pytest.fixture(scope="session")
+def browser() -> str:
+    """The path of a Chromium. Without one the test is skipped, but fails where MOONLET_CI says there must be one."""
+    path = find_browser()
+    if path is None:
+        message = "needs chromium on PATH"
+        pytest.fail(message) if os.environ.get("MOONLET_CI") else pytest.skip(message)
+    return path

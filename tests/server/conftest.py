@@ -1,0 +1,6 @@
+"""Lets tests here import `scripted` and `helpers`: importlib mode puts no test folder on the path."""
+
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
