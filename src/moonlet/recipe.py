@@ -33,6 +33,7 @@ class Run(Section):
 class Data(Section):
     stdlib_bytes: int = Field(400_000, ge=0, le=100_000_000, description="bytes of standard-library text to train on")
     world_documents: int = Field(6000, ge=100, le=1_000_000, description="tiny-world texts to train on")
+    drills: int = Field(6000, ge=1, le=1_000_000, description="copy drills to train on")
     world_seed: int = Field(0, ge=0, lt=2**32, description="seed of the tiny world: its people, places and facts")
     seq_len: int = Field(256, ge=16, le=1_048_576, description="tokens in a packed pretraining row")
 
@@ -68,13 +69,14 @@ class Optim(Section):
 
 class Pretrain(Section):
     steps: int = Field(200, ge=1, description="optimiser steps")
-    rows: int = Field(16, ge=1, description="rows of data.seq_len tokens in a batch")
+    drill_share: float = Field(0.45, ge=0, le=1, description="first part of the steps, on copy drills alone")
+    rows: int = Field(8, ge=1, description="rows of data.seq_len tokens in a batch")
     gate: float = Field(3.0, gt=0, description="held-out bits a byte that the stage must reach to pass")
 
 
 class Sft(Section):
     steps: int = Field(400, ge=1, description="optimiser steps")
-    rows: int = Field(16, ge=1, description="conversations in a batch")
+    rows: int = Field(8, ge=1, description="conversations in a batch")
     seq_len: int = Field(1536, ge=64, le=1_048_576, description="tokens at most; a longer conversation is left out")
     mixed_share: float = Field(0.15, ge=0, le=1, description="last part of the steps, on traces with habits RL must judge")
     muon_lr: float = Field(0.02, gt=0, le=1, description="peak learning rate of the matrices")

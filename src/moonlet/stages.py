@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from moonlet.chat import chat_template
-from moonlet.data import stdlib_text
+from moonlet.data import drills, stdlib_text
 from moonlet.data.shards import Loader, Rows
 from moonlet.data.tiny_world import World
 from moonlet.data.tokenizer import Tokenizer
@@ -29,7 +29,7 @@ from moonlet.model.config import ModelConfig, for_depth
 from moonlet.model.model import Model
 from moonlet.optim.muon import MuonAdamW, OptimConfig, muon_blocks
 from moonlet.progress import Board
-from moonlet.quant.grids import set_qat
+from moonlet.quant.grids import rounded_experts
 from moonlet.recipe import Recipe
 from moonlet.report import write_report
 from moonlet.rl.loop import RLConfig, train_rl
@@ -93,7 +93,7 @@ class Context:
         if checkpoint.load_newest(self.folder / stage, model) is None:
             raise InputError(f"{self.folder / stage} has no whole checkpoint; run with --from {stage}")
         if quantised:
-            set_qat(model, self.recipe.quant.format)
+            model.expert_format = self.recipe.quant.format
         return model
 
     def optimizer(self, model: Model, muon_lr: float, adamw_lr: float, weight_decay: float) -> MuonAdamW:
@@ -133,7 +133,11 @@ def tokenizer(c: Context) -> Record:
     texts = documents(c)
     made = corpus.train_tokenizer(texts["training"], c.world, r.tokenizer.vocab_size, seed)
     made.save(c.folder / "tokenizer", chat_template=chat_template())
-    rows = corpus.pretrain_rows(made, texts["training"], r.data.seq_len)
+    practice = drills.drills(c.world, seed, r.data.drills)
+    rows = corpus.pretrain_rows(made, practice, r.data.seq_len)
+    rows.save(c.folder / "data" / "drills")
+    plain = [drills.unpredictable(text) for text in texts["training"]]
+    rows = corpus.pretrain_rows(made, [*plain, *practice[: len(plain) // 2]], r.data.seq_len)
     rows.save(c.folder / "data" / "pretrain")
     mixed = round(r.sft.steps * r.sft.mixed_share)
     for phase, steps in (("tool", r.sft.steps - mixed), ("mixed", mixed)):
@@ -146,7 +150,9 @@ def pretrain(c: Context) -> Record:
     r = c.recipe
     model = Model(c.config).init_weights(r.run.seed)
     optimizer = c.optimizer(model, r.optim.muon_lr, r.optim.adamw_lr, r.optim.weight_decay)
-    loader = Loader(Rows.load(c.folder / "data" / "pretrain"), r.run.seed, r.pretrain.rows)
+    first = round(r.pretrain.steps * r.pretrain.drill_share)
+    phases = [("drills", first), ("pretrain", r.pretrain.steps - first)]
+    loader = Loader([(Rows.load(c.folder / "data" / p), n) for p, n in phases if n], r.run.seed, r.pretrain.rows)
     config = LoopConfig("pretrain", r.pretrain.steps, r.run.save_every, r.optim.warmup_fraction, tau=r.optim.qk_clip_tau)
     totals = train(
         model, optimizer, loader, config, c.folder / "pretrain", c.tracker, c.stepper, c.board.progress
@@ -207,7 +213,7 @@ def quant(c: Context) -> Record:
     folders.write(c.folder / "model", model, c.tokenizer, c.recipe.quant.format, tools, chat_template())
     loaded, _ = folders.load(c.folder / "model")
     ids = torch.arange(c.config.vocab_size).remainder(c.config.vocab_size)[None, :256]
-    with torch.no_grad():
+    with torch.no_grad(), rounded_experts(model):
         difference = float((loaded(ids) - model(ids)).abs().max())
     gate = f"packed weights give the trained logits back, largest difference {difference:.1e}, gate <= 1e-4"
     return {"passed": difference <= 1e-4, "gate": gate, "format": c.recipe.quant.format}

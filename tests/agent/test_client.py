@@ -26,7 +26,7 @@ def sse(*events: object) -> StreamingResponse:
     return StreamingResponse(iter(f"data: {event}\n\n" for event in events), media_type="text/event-stream")
 
 
-def failure(app: FastAPI, timeout: float = 5.0) -> EndpointError:
+def failure(app: FastAPI, timeout: float = 60.0) -> EndpointError:
     with served(app) as url, pytest.raises(EndpointError) as failed:
         list(Client(url, timeout).stream(BODY))
     assert "\n" not in str(failed.value)
@@ -51,8 +51,8 @@ def test_closing_the_iterator_stops_the_answer() -> None:
         events = Client(url).stream(BODY)
         next(events)
         events.close()
-        assert engine.becomes_idle(1.0)
-        assert engine.steps < 200
+        assert engine.becomes_idle()
+        assert engine.steps < 1000
 
 
 def test_refused_connection() -> None:

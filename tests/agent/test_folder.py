@@ -33,12 +33,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def is_up(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/models", trust_env=False).status_code == 200
+        return httpx.get(f"{url}/models", trust_env=False, timeout=60).status_code == 200
     except httpx.ConnectError:
         return False
 
 
-def goes_down(url: str, seconds: float = 5.0) -> bool:
+def goes_down(url: str, seconds: float = 20.0) -> bool:
     end = time.monotonic() + seconds
     while is_up(url) and time.monotonic() < end:
         time.sleep(0.05)

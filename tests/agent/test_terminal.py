@@ -32,7 +32,7 @@ BAD = {"Cc", "Cf", "Cs"}
 def command(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
     options = {"stdin": subprocess.DEVNULL} | options if "input" not in options else options
     arguments = (sys.executable, "-m", "moonlet", "chat", *arguments)
-    return subprocess.run(arguments, check=False, capture_output=True, text=True, timeout=60, **options)
+    return subprocess.run(arguments, check=False, capture_output=True, text=True, timeout=200, **options)
 
 
 def is_plain(text: str) -> bool:
@@ -143,7 +143,8 @@ def test_ctrl_c_cancels_the_answer_and_ctrl_d_leaves() -> None:
             read_until(master, b"word word word")
             process.send_signal(signal.SIGINT)
             read_until(master, b"cancelled")
-            assert engine.becomes_idle(1.0)
+            assert engine.becomes_idle()
+            assert engine.steps < 1000
             os.write(master, b"\x04")
             assert process.wait(10) == 0
         finally:
@@ -152,7 +153,7 @@ def test_ctrl_c_cancels_the_answer_and_ctrl_d_leaves() -> None:
             os.close(master)
 
 
-def read_until(fd: int, words: bytes, seconds: float = 20.0) -> None:
+def read_until(fd: int, words: bytes, seconds: float = 60.0) -> None:
     seen, end = b"", time.monotonic() + seconds
     os.set_blocking(fd, False)
     while words not in seen:

@@ -2,8 +2,11 @@
 
 import json
 
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
+# No deadline: a busy machine is not a failure.
+relaxed = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 FRAGMENTS = ["<|open|>", "<|close|>", "<|sep|>", "<|end_of_msg|>", "<|op", "<", "|>", "think", 'message role="user"',
              "tools", "&quot;", "&amp;", '"', "&", " ", "\n", "```", "é", "月"]  # fmt: skip
 text = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=6), max_size=5).map("".join)

@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from chat_strategies import assistant, conversation, text
-from hypothesis import example, given, settings
+from chat_strategies import assistant, conversation, relaxed, text
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from moonlet.chat import MARKERS, StreamParser, TextStream, parse, render, split_markers
@@ -43,7 +43,7 @@ def argument(value, kind="number", key="x"):
     return f'«argument key="{key}" type="{kind}"»{value}¬argument»'
 
 
-@settings(max_examples=60)
+@relaxed
 @given(assistant(), st.booleans())
 def test_round_trip(message, thinking):
     result = parse(sampled(message, thinking), thinking)
@@ -59,7 +59,7 @@ def test_round_trip(message, thinking):
     assert render([result], thinking=thinking) == render([message], thinking=thinking)
 
 
-@settings(max_examples=60)
+@relaxed
 @given(assistant(), st.data())
 def test_any_split_of_text_pieces_and_any_truncation(message, data):
     """Deltas of a prefix are a prefix of the deltas: nothing that was emitted is ever taken back or changed."""
@@ -105,6 +105,7 @@ soup = st.lists(
 ).map(lambda groups: [piece for group in groups for piece in group])
 
 
+@relaxed
 @given(soup, st.booleans(), st.sampled_from([None, TOOLS, []]))
 @example([("<|open|>", True), ("tools", False)], True, None)
 def test_any_soup_of_tags_leaks_nothing_and_never_raises(pieces, thinking, tools):
@@ -117,6 +118,7 @@ def test_any_soup_of_tags_leaks_nothing_and_never_raises(pieces, thinking, tools
     render([result])
 
 
+@relaxed
 @given(
     st.lists(st.sampled_from([*MARKERS, "<|open", "<", "|", ">", "<|", "<<|sep|>", "think", "a\n"]) | text).map(
         "".join
@@ -143,7 +145,7 @@ def test_text_stream_is_the_same_at_any_split(whole, data):
     assert stream.flush() == []
 
 
-@settings(max_examples=60)
+@relaxed
 @given(conversation())
 def test_split_markers_keeps_every_character(messages):
     whole = "".join(s.text for s in render(messages))

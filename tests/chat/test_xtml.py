@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from chat_strategies import assistant, conversation, text, tool
-from hypothesis import given, settings
+from chat_strategies import assistant, conversation, relaxed, text, tool
+from hypothesis import given
 from hypothesis import strategies as st
 
 from moonlet.chat import MARKERS, Segment, chat_template, continuation, generation_prefix, render
@@ -73,7 +73,7 @@ def test_attribute_segmentation():
     assert [s.special for s in generation_prefix(False)] == [True, *[False] * 5, True, True, False, True]
 
 
-@settings(max_examples=60)
+@relaxed
 @given(conversation(), st.booleans())
 def test_loss_covers_assistant_bodies_only(messages, thinking):
     for message in messages:
@@ -90,6 +90,7 @@ def test_loss_covers_assistant_bodies_only(messages, thinking):
     assert [s for s in render(messages, thinking=thinking, add_generation_prompt=True) if s.loss] == alone
 
 
+@relaxed
 @given(text, text, text)
 def test_text_cannot_forge_markup(content, reasoning, attribute):
     arguments = json.dumps({attribute: content})
@@ -110,7 +111,7 @@ def test_text_cannot_forge_markup(content, reasoning, attribute):
     assert set(specials) <= set(MARKERS)
 
 
-@settings(max_examples=60)
+@relaxed
 @given(conversation(), assistant(least_calls=1), st.data(), st.booleans())
 def test_continuation(history, answer, data, thinking):
     results = [{"role": "tool", "tool_call_id": c["id"], "content": data.draw(text)} for c in answer["tool_calls"]]
@@ -218,7 +219,7 @@ def test_content_shapes():
     assert Segment("x\ufffdy") in render([{"role": "user", "content": "x\ud800y"}])
 
 
-@settings(max_examples=80)
+@relaxed
 @given(conversation(), st.lists(tool, max_size=2), st.booleans(), st.booleans(), st.sampled_from([None, "low"]))
 def test_jinja_template_renders_the_same_text(messages, tools, thinking, prompt, effort):
     transformers = pytest.importorskip("transformers.utils.chat_template_utils")

@@ -36,7 +36,8 @@ def test_a_document_does_not_see_its_neighbours(form: str) -> None:
         other = ids.clone()
         other[:, changed] = (other[:, changed] + 1) % 48
         after = model(other, segments)
-        assert (after[:, unchanged] - before[:, unchanged]).abs().max() < 1e-6
+        # Where documents share a tile of KDA, the running sum of g rounds differently; attention is untouched.
+        assert (after[:, unchanged] - before[:, unchanged]).abs().max() <= (0 if form.startswith("k2") else 1e-5)
         assert (after[:, changed] - before[:, changed]).abs().max() > 1e-3
 
 

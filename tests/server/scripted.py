@@ -30,7 +30,8 @@ def end(reason: str = "stop", prompt: int = 7, completion: int = 5) -> dict:
 
 
 class ScriptedEngine:
-    """Gives `answers` in turn, the last one again and again. An exception among the events is raised there.
+    """Gives `answers` in turn, the last one again and again. Among the events, an exception is raised,
+    and a threading.Event is waited for.
 
     `pause`: seconds that each event takes. `requests`: what was asked. `active`: streams that are open now.
     """
@@ -56,6 +57,9 @@ class ScriptedEngine:
             for event in events:
                 time.sleep(self.pause)
                 self.steps += 1
+                if isinstance(event, threading.Event):
+                    event.wait(60)
+                    continue
                 if isinstance(event, Exception):
                     raise event
                 if "tool_call" in event:
@@ -65,7 +69,7 @@ class ScriptedEngine:
             with self.lock:
                 self.active -= 1
 
-    def becomes_idle(self, seconds: float = 3.0) -> bool:
+    def becomes_idle(self, seconds: float = 20.0) -> bool:
         end = time.monotonic() + seconds
         while self.active and time.monotonic() < end:
             time.sleep(0.01)

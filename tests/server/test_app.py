@@ -14,6 +14,7 @@ from scripted import ScriptedEngine, call, end, say, served
 from moonlet.errors import InputError
 from moonlet.server import app as server
 
+HTTP = httpx.Client(timeout=60)  # patient: the machine may be busy
 USER = [{"role": "user", "content": "17*23?"}]
 TOOLS = [{"type": "function", "function": {"name": "calculator", "parameters": {"type": "object"}}}]
 ANSWER = [*say("let me think", "reasoning_content"), *say("it is 391"), end()]
@@ -35,7 +36,7 @@ def body(**fields: object) -> dict:
 
 def chunks_of(url: str, **fields: object) -> list[dict]:
     """Every event of a streamed answer as it is on the wire, [DONE] checked and left out."""
-    response = httpx.post(f"{url}/chat/completions", json=body(stream=True, **fields))
+    response = HTTP.post(f"{url}/chat/completions", json=body(stream=True, **fields))
     assert response.headers["content-type"].startswith("text/event-stream")
     *events, done, rest = response.text.split("\n\n")
     assert (done, rest) == ("data: [DONE]", "")
@@ -45,7 +46,7 @@ def chunks_of(url: str, **fields: object) -> list[dict]:
 def test_answer_without_streaming() -> None:
     engine = ScriptedEngine(ANSWER)
     with served(engine) as url:
-        raw = httpx.post(f"{url}/chat/completions", json=body(temperature=0, seed=3, max_tokens=50))
+        raw = HTTP.post(f"{url}/chat/completions", json=body(temperature=0, seed=3, max_tokens=50))
         reply = sdk(url).chat.completions.create(model="scripted", messages=USER)
     ChatCompletion.model_validate_json(raw.content, strict=True)
     choice = raw.json()["choices"][0]
@@ -115,7 +116,7 @@ def test_models_and_health() -> None:
         client = sdk(url)
         assert [model.id for model in client.models.list()] == ["scripted"]
         assert client.models.list().data[0].context_length == 512
-        assert httpx.get(url.removesuffix("/v1") + "/health").json() == {"status": "ok", "model": "scripted"}
+        assert HTTP.get(url.removesuffix("/v1") + "/health").json() == {"status": "ok", "model": "scripted"}
 
 
 def test_refusals_have_openai_form() -> None:
@@ -131,9 +132,9 @@ def test_refusals_have_openai_form() -> None:
             with pytest.raises(openai.BadRequestError, match="900 tokens: at most 512 fit"):
                 client.chat.completions.create(model="scripted", messages=USER, stream=stream)
         for response, status in (
-            (httpx.get(f"{url}/nothing"), 404),
-            (httpx.get(f"{url}/chat/completions"), 405),
-            (httpx.post(f"{url}/chat/completions", content=b"{"), 400),
+            (HTTP.get(f"{url}/nothing"), 404),
+            (HTTP.get(f"{url}/chat/completions"), 405),
+            (HTTP.post(f"{url}/chat/completions", content=b"{"), 400),
         ):
             assert response.status_code == status
             assert set(response.json()["error"]) == {"message", "type", "param", "code"}
@@ -144,7 +145,7 @@ def test_refusals_have_openai_form() -> None:
 def test_large_body(chunked: bool) -> None:
     text = b'{"x":"' + b"a" * server.BODY_LIMIT + b'"}'
     with served(ScriptedEngine(ANSWER)) as url:
-        response = httpx.post(f"{url}/chat/completions", content=iter([text]) if chunked else text)
+        response = HTTP.post(f"{url}/chat/completions", content=iter([text]) if chunked else text)
     assert response.status_code == 413
     assert response.json()["error"]["code"] == "request_too_large"
 
@@ -177,15 +178,15 @@ def test_disconnect_frees_the_engine(stream: bool) -> None:
             while engine.steps < 5:
                 time.sleep(0.01)
             assert engine.active == 1
-        assert engine.becomes_idle(1.0)
-        assert engine.steps < 200
+        assert engine.becomes_idle()
+        assert engine.steps < 1000
 
 
 def test_slow_client_that_leaves_frees_the_engine() -> None:
     """The server is held up in sending, not in the engine, when the client goes."""
     engine = ScriptedEngine([*say(("x" * 100_000 + " ") * 1000), end()])
     with served(engine) as url:
-        with httpx.stream("POST", f"{url}/chat/completions", json=body(stream=True)) as response:
+        with HTTP.stream("POST", f"{url}/chat/completions", json=body(stream=True)) as response:
             assert response.status_code == 200
             steps = -1
             while steps != engine.steps:  # until the socket is full
@@ -198,26 +199,27 @@ def test_slow_client_that_leaves_frees_the_engine() -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_slow_request_blocks_nobody(stream: bool) -> None:
-    engine = ScriptedEngine([*say("slow " * 20), end()], [*say("quick"), end()], pause=0.1)
+    gate = threading.Event()
+    engine = ScriptedEngine([*say("slow "), gate, *say("end"), end()], [*say("quick"), end()])
+    answers = []
+
+    def ask_slowly(url: str) -> None:
+        answers.append(HTTP.post(f"{url}/chat/completions", json=body(stream=stream)))
+
     with served(engine) as url:
-        finished = threading.Event()
-
-        def ask_slowly() -> None:
-            httpx.post(f"{url}/chat/completions", json=body(stream=stream), timeout=30)
-            finished.set()
-
-        thread = threading.Thread(target=ask_slowly)
+        thread = threading.Thread(target=ask_slowly, args=(url,))
         thread.start()
-        while not engine.steps:
+        while engine.steps < 2:  # it is at the gate, within an engine step
             time.sleep(0.01)
-        started = time.monotonic()
-        assert httpx.get(f"{url}/models").status_code == 200
-        assert time.monotonic() - started < 0.5
-        quick = httpx.post(f"{url}/chat/completions", json=body()).json()
-        assert quick["choices"][0]["message"]["content"] == "quick"
-        assert not finished.is_set()
-        thread.join()
-        assert finished.is_set()
+        try:
+            assert HTTP.get(f"{url}/models").status_code == 200
+            quick = HTTP.post(f"{url}/chat/completions", json=body()).json()
+            assert quick["choices"][0]["message"]["content"] == "quick"
+            assert answers == []
+        finally:
+            gate.set()
+            thread.join()
+    assert "end" in answers[0].text
 
 
 def test_serve_refuses_an_address_in_use(tmp_path) -> None:

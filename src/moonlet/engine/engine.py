@@ -51,7 +51,8 @@ class Engine:
         if tokenizer is None:
             raise InputError(f"{folder} has no tokenizer.json; add the tokenizer of the run to the model folder")
         self.tokenizer = tokenizer
-        self.name = Path(folder).resolve().name
+        path = Path(folder).resolve()
+        self.name = path.parent.name if path.name == "model" else path.name  # runs/NAME/model is NAME
         self.context_length = self.model.config.max_position_embeddings
         self.stop = tokenizer.special[END]
         self.threads = threads
@@ -68,7 +69,8 @@ class Engine:
         seed: int | None = None,
         thinking: bool = True,
     ) -> Iterator[dict[str, Any]]:
-        """Yield {"reasoning_content"}, {"content"}, {"tool_call"} pieces, then {"finish_reason", usage}.
+        """Yield {"reasoning_content"}, {"content"}, {"tool_call"} pieces, {} after a token that gave none, and last
+        {"finish_reason", "prompt_tokens", "completion_tokens"}.
 
         InputError (before the first piece) for a prompt that leaves no room in the context.
         """
@@ -82,7 +84,7 @@ class Engine:
     def _pieces(
         self, prompt: list[int], tools: Any, sampling: Sampling, seed: int, thinking: bool
     ) -> Iterator[dict[str, Any]]:
-        parser, pieces = StreamParser(thinking, tools), self.tokenizer.stream()
+        parser, pieces = StreamParser(thinking, tools or []), self.tokenizer.stream()
         finish, made, called = "length", 0, False
 
         def events(found: list) -> Iterator[dict[str, Any]]:
@@ -101,6 +103,7 @@ class Engine:
                 yield from events(parser.feed(text, special))
             if finish == "stop":
                 break
+            yield {}  # markup only: the caller still gets its turn, and can close the stream
         for text, special in pieces.flush():
             yield from events(parser.feed(text, special))
         yield from events(parser.finish())

@@ -57,7 +57,7 @@ class Layer(nn.Module):
             return self.self_attn(x, where.segments, state, where.valid)
         if state is not None:
             return self.self_attn.decode(x, state, where.positions, where.slots)
-        y, stats.max_logits[self.index] = self.self_attn(x, where.mask, where.positions)
+        y, stats.max_logits[self.index] = self.self_attn(x, where.bias, where.positions)
         return y
 
     def ffn(self, h: Tensor, stats: Stats) -> Tensor:
@@ -70,10 +70,10 @@ class Layer(nn.Module):
 
 @dataclass
 class Where:
-    """Which tokens see which: packed segments and their mask when training, cache places when decoding."""
+    """Which tokens see which: packed segments and the attention bias when training, cache places when decoding."""
 
     segments: Tensor | None = None
-    mask: Tensor | None = None
+    bias: Tensor | None = None
     positions: Tensor | None = None
     cache: Cache | None = None
     valid: Tensor | None = None
@@ -84,6 +84,7 @@ class Model(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = c = config
+        self.expert_format = "none"  # the 4-bit grid that training and sampling see; quant.rounded_experts applies it
         self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
         self.layers = nn.ModuleList(Layer(c, i) for i in range(c.num_hidden_layers))
         if c.attn_res_block_size is not None:
@@ -156,11 +157,11 @@ class Model(nn.Module):
         if cache is not None:
             positions = cache.lengths.unsqueeze(1) + torch.arange(T, device=device)
             return Where(positions=positions, slots=positions, cache=cache, valid=valid)
-        mask = torch.ones(T, T, dtype=torch.bool, device=device).tril()[None, None]
+        bias = torch.full((T, T), -torch.inf, device=device).triu(1)[None]
         if segments is None:
-            return Where(mask=mask)
-        mask = mask & (segments.unsqueeze(-1) == segments.unsqueeze(-2)).unsqueeze(1)
-        return Where(segments=segments, mask=mask, positions=None if self.config.mla_use_nope else place(segments))
+            return Where(bias=bias)
+        bias = bias.masked_fill(segments.unsqueeze(-1) != segments.unsqueeze(-2), -torch.inf)
+        return Where(segments=segments, bias=bias, positions=None if self.config.mla_use_nope else place(segments))
 
     def forward(self, input_ids: Tensor, segments: Tensor | None = None) -> Tensor:
         """Logits [B, T, vocab]."""

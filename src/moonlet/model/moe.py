@@ -42,7 +42,7 @@ class MLP(nn.Module):
 
 
 class Experts(nn.Module):
-    """The stacked routed experts; `quantize` (quant.fake) is applied to each stack where it is set."""
+    """The stacked routed experts."""
 
     def __init__(self, c: ModelConfig, width_in: int) -> None:
         super().__init__()
@@ -51,18 +51,11 @@ class Experts(nn.Module):
         self.w1 = nn.Parameter(torch.empty(E, width, width_in))
         self.w3 = nn.Parameter(torch.empty(E, width, width_in))
         self.w2 = nn.Parameter(torch.empty(E, width_in, width))
-        self.quantize = None
-
-    def weights(self) -> tuple[Tensor, Tensor, Tensor]:
-        if self.quantize is None:
-            return self.w1, self.w3, self.w2
-        return self.quantize(self.w1), self.quantize(self.w3), self.quantize(self.w2)
 
     def forward(self, x_ECL: Tensor) -> Tensor:
         """[E, c, L] -> [E, c, L], expert e on its own rows."""
-        w1, w3, w2 = self.weights()
-        hidden = glu(x_ECL @ w1.transpose(1, 2), x_ECL @ w3.transpose(1, 2), *self.act)
-        return hidden @ w2.transpose(1, 2)
+        hidden = glu(x_ECL @ self.w1.transpose(1, 2), x_ECL @ self.w3.transpose(1, 2), *self.act)
+        return hidden @ self.w2.transpose(1, 2)
 
 
 class Router(nn.Module):

@@ -21,31 +21,35 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
 
 
+def tanh(x: Tensor) -> Tensor:
+    """2 sigmoid(2x) - 1: about twice as fast as torch.tanh on a CPU, absolute error below 2e-7."""
+    return torch.sigmoid(x + x).mul_(2).sub_(1)
+
+
 class SiTU(torch.autograd.Function):
-    """SiTU-GLU that keeps only its two inputs: the saturations are recomputed in the backward pass."""
+    """SiTU-GLU with its derivative written out, so that eight elementwise passes do for the backward pass."""
 
     @staticmethod
     def forward(ctx, gate: Tensor, up: Tensor, beta: float, linear_beta: float | None) -> Tensor:
-        ctx.save_for_backward(gate, up)
+        t, s = tanh(gate / beta), torch.sigmoid(gate)
+        # up / 25 is small, and there 2 sigmoid(2x) - 1 cancels: the exact function here, the quick one for the gate.
+        tu = up if linear_beta is None else torch.tanh(up / linear_beta)
+        ctx.save_for_backward(t, s, tu)
         ctx.betas = beta, linear_beta
-        capped = up if linear_beta is None else torch.tanh(up / linear_beta).mul_(linear_beta)
-        return torch.tanh(gate / beta).mul_(beta).mul_(torch.sigmoid(gate)).mul_(capped)
+        return (t * s).mul_(beta * (linear_beta or 1.0)).mul_(tu)
 
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore[override]
-        gate, up = ctx.saved_tensors
+        t, s, tu = ctx.saved_tensors
         beta, linear_beta = ctx.betas
-        t, s = torch.tanh(gate / beta), torch.sigmoid(gate)
-        if linear_beta is None:
-            capped, slope = up, None
-        else:
-            tu = torch.tanh(up / linear_beta)
-            capped, slope = tu * linear_beta, (tu * tu).neg_().add_(1)
         ts = t * s
         # d/dg [b t s] = (1 - t^2) s + b t s (1 - s)
-        d_gate = (s - ts * t).add_(ts.sub(ts * s).mul_(beta)).mul_(capped).mul_(grad)
-        d_up = ts.mul_(beta).mul_(grad)
-        return d_gate, (d_up if slope is None else d_up.mul_(slope)), None, None
+        d_gate = torch.addcmul(s, ts, t, value=-1).add_(torch.addcmul(ts, ts, s, value=-1), alpha=beta)
+        d_gate.mul_(tu).mul_(grad)
+        d_up = ts.mul_(grad).mul_(beta)
+        if linear_beta is None:
+            return d_gate, d_up, None, None
+        return d_gate.mul_(linear_beta), torch.addcmul(d_up, d_up * tu, tu, value=-1), None, None
 
 
 def glu(gate: Tensor, up: Tensor, hidden_act: str, beta: float, linear_beta: float | None) -> Tensor:

@@ -66,22 +66,26 @@ def from_published(model: Model, tensors: dict[str, Tensor]) -> None:
         missing.append(name)
         return None
 
+    def fits(value: Tensor | None, own: Tensor, name: str) -> Tensor | None:
+        if value is None or value.shape == own.shape:
+            return value
+        misshapen.append(f"{name} is {list(value.shape)}, config says {list(own.shape)}")
+        return None
+
     for name, own in model.state_dict().items():
         published = published_name(name, c)
         stem, _, last = published.rpartition(".")
         if stem.endswith(".experts"):
             key = K2_EXPERT[last] if is_k2(c) else last
-            rows = [take(f"{stem}.{j}.{key}.weight") for j in range(own.shape[0])]
+            rows = [fits(take(f"{stem}.{j}.{key}.weight"), own[j], f"{stem}.{j}.{key}.weight") for j in range(len(own))]
             value = None if any(r is None for r in rows) else torch.stack(rows)  # type: ignore[arg-type]
         else:
             value = take(published)
             if value is not None and last == "A_log":
                 value = value.flatten()[: own.shape[0]]
-        if value is None:
-            continue
-        if value.shape != own.shape:
-            misshapen.append(f"{published} is {list(value.shape)}, config says {list(own.shape)}")
-        filled[name] = value
+            value = fits(value, own, published)
+        if value is not None:
+            filled[name] = value
     surplus = sorted(set(tensors) - used)
     problems = [
         f"{kind} {len(names)}: {', '.join(names[:10])}"

@@ -9,6 +9,7 @@ A_log, dt_bias; weight decay only on embeddings and head. The router bias is a b
 Left out: sharding (train/distributed applies the same step to full gradients).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -72,27 +73,34 @@ class MuonAdamW:
             for slot in ("momentum",) if name in blocks else ("exp_avg", "exp_avg_sq"):
                 self.state[f"{slot}.{name}"] = torch.zeros_like(p)
 
-    @torch.no_grad()
-    def step(self, grads: dict[str, Tensor], scale: float) -> None:
-        """One update; `scale` multiplies both learning rates (the schedule)."""
+    def step(self, grads: dict[str, Tensor], scale: float, run: Callable = map) -> None:
+        """One update; `scale` multiplies both learning rates (the schedule); `run` maps over independent parts, a
+        thread pool's `map` for instance."""
         self.state["step"] += 1
-        self.muon(grads, scale * self.config.muon_lr)
-        self.adamw(grads, scale * self.config.adamw_lr)
-
-    def muon(self, grads: dict[str, Tensor], lr: float) -> None:
-        c = self.config
-        by_shape: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
+        by_shape: dict[tuple[int, int], list[str]] = {}
         for name, n in self.blocks.items():
-            g, m = grads[name], self.state[f"momentum.{name}"]
-            m.mul_(c.momentum).add_(g)
-            p = self.params[name].data
-            split = (n, p.numel() // p.shape[-1] // n, p.shape[-1])
-            by_shape.setdefault(split[1:], []).append((p.view(split), torch.add(g, m, alpha=c.momentum).view(split)))
-        for (rows, cols), group in by_shape.items():
-            O = newton_schulz(torch.cat([u for _, u in group]))
-            for (p, _), o in zip(group, O.split([p.shape[0] for p, _ in group])):
-                p.mul_(1 - lr * c.weight_decay).add_(o, alpha=-lr * 0.2 * max(rows, cols) ** 0.5)
+            p = self.params[name]
+            by_shape.setdefault((p.numel() // p.shape[-1] // n, p.shape[-1]), []).append(name)
+        parts = sorted(by_shape.values(), key=lambda names: -sum(grads[n].numel() for n in names))
+        tasks = [lambda names=names: self.muon(names, grads, scale * self.config.muon_lr) for names in parts]
+        tasks.append(lambda: self.adamw(grads, scale * self.config.adamw_lr))
+        list(run(lambda task: task(), tasks))
 
+    @torch.no_grad()
+    def muon(self, names: list[str], grads: dict[str, Tensor], lr: float) -> None:
+        """Update the parameters `names`, whose blocks all have one shape."""
+        c, blocks, updates = self.config, [], []
+        for name in names:
+            g, m, p = grads[name], self.state[f"momentum.{name}"], self.params[name].data
+            m.mul_(c.momentum).add_(g)
+            split = (self.blocks[name], -1, p.shape[-1])
+            blocks.append(p.view(split))
+            updates.append(torch.add(g, m, alpha=c.momentum).view(split))
+        rows, cols = blocks[0].shape[1:]
+        for p, o in zip(blocks, newton_schulz(torch.cat(updates)).split([len(p) for p in blocks])):
+            p.mul_(1 - lr * c.weight_decay).add_(o, alpha=-lr * 0.2 * max(rows, cols) ** 0.5)
+
+    @torch.no_grad()
     def adamw(self, grads: dict[str, Tensor], lr: float) -> None:
         c, t = self.config, int(self.state["step"])
         names = self.adam_names

@@ -1,4 +1,4 @@
-"""The two 4-bit grids, their packing, and the straight-through estimator that trains through them.
+"""The two 4-bit grids, their packing, and how the experts train through them.
 
 MXFP4 (OCP): groups of 32 consecutive input columns share a power-of-two scale 2^(floor(log2 amax) - 2); elements are
 E2M1, {0, .5, 1, 1.5, 2, 3, 4, 6} with a sign, rounded half to even, saturating at 6. Packed: two codes a byte, low
@@ -8,10 +8,14 @@ element in the lowest nibble (compressed-tensors `pack-quantized`).
 Shapes: w [..., out, in] with in divisible by 32.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
 from moonlet.errors import InputError
+from moonlet.model.model import Model
 
 GROUP = 32
 FP4 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
@@ -68,23 +72,25 @@ def round_to_grid(w: Tensor, format: str) -> Tensor:
     raise InputError(f"quant.format={format!r} is not known; use mxfp4, int4 or none")
 
 
-class FakeQuantize(torch.autograd.Function):
-    """w rounded to the grid in the forward pass, identity in the backward pass (straight through)."""
+@contextmanager
+def rounded_experts(model: Model) -> Iterator[None]:
+    """Inside, the routed experts hold their rounded values (`model.expert_format`); outside, the values they train.
 
-    @staticmethod
-    def forward(ctx, w: Tensor, format: str) -> Tensor:
-        return round_to_grid(w, format)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[override]
-        return grad, None
-
-
-def set_qat(model: torch.nn.Module, format: str) -> None:
-    """Train (and sample) the routed experts of `model` through `format`; "none" switches it off."""
-    for layer in model.layers:
-        if layer.moe:
-            layer.mlp.experts.quantize = None if format == "none" else lambda w: FakeQuantize.apply(w, format)
+    Gradients taken inside are those of the rounded weights, applied outside to the unrounded ones: the straight-through
+    estimator w + (round(w) - w).detach(), with one rounding a step however many micro-batches or tokens there are.
+    """
+    if model.expert_format == "none":
+        yield
+        return
+    stacks = [w for layer in model.layers if layer.moe for w in layer.mlp.experts.parameters()]
+    kept = [w.data for w in stacks]
+    for w in stacks:
+        w.data = round_to_grid(w.data, model.expert_format)
+    try:
+        yield
+    finally:
+        for w, data in zip(stacks, kept):
+            w.data = data
 
 
 def pack_mxfp4(code: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from moonlet.chat.xtml import END, continuation, render
 from moonlet.data.tokenizer import Tokenizer
 from moonlet.engine.generate import Rollout, Sampling, generate_parallel
 from moonlet.model.model import Model
+from moonlet.quant.grids import rounded_experts
 from moonlet.tasks.base import Environment, Item, Score, environment, score
 
 
@@ -88,9 +89,8 @@ def run(
         conversation.start = len(ids) + len(more)
         return more
 
-    rollouts = generate_parallel(
-        pool, workers, model, prompts, seeds, tokenizer.special[END], sampling, hook
-    )
+    with rounded_experts(model):
+        rollouts = generate_parallel(pool, workers, model, prompts, seeds, tokenizer.special[END], sampling, hook)
     episodes = []
     for conversation, rollout in zip(live, rollouts):
         if rollout.finish != "stop" and conversation.start < len(rollout.ids):  # cut by the limit inside a turn

@@ -1,17 +1,19 @@
 """From recipe to packed rows: the pretraining corpus, the tokenizer, the SFT conversations, the held-out text.
 
-Pretraining text: the standard library's source and docstrings beside tiny-world texts; every document ends with [EOS].
+Pretraining: copy drills first, then the standard library's source and docstrings beside tiny-world texts and more
+drills; every document ends with [EOS]; what cannot be predicted (a random number's first appearance) is no target.
 SFT text: conversations of `tasks.mixture`, two thirds "tool" (only what is good) then "mixed" (habits RL must judge).
 Everything is a function of the recipe's seeds. Held-out: each 50th document of either source, never trained on.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from moonlet.chat.types import Segment
 from moonlet.chat.xtml import render
 from moonlet.data import shards, stdlib_text, tiny_world_text
 from moonlet.data import tokenizer as tokenizers
+from moonlet.data.drills import Piece
 from moonlet.data.shards import Rows
 from moonlet.data.tiny_world import World
 from moonlet.data.tokenizer import Tokenizer
@@ -50,10 +52,19 @@ def train_tokenizer(training: list[str], world: World, vocab_size: int, seed: in
     return tokenizers.train(texts(), vocab_size)
 
 
-def pretrain_rows(tokenizer: Tokenizer, texts: list[str], seq_len: int) -> Rows:
-    eos = tokenizer.special["[EOS]"]
-    encoded = ([*tokenizer.encode(text), eos] for text in texts)
-    return shards.pack(((ids, [1] * len(ids)) for ids in encoded), seq_len, split_long=True)
+def encode_pieces(tokenizer: Tokenizer, pieces: list[Piece]) -> tuple[list[int], list[int]]:
+    """Token ids of one document, [EOS] last, and 1 where a token is a target."""
+    ids, loss = [], []
+    for text, target in [*pieces, ("", True)]:
+        part = tokenizer.encode(text) if text else [tokenizer.special["[EOS]"]]
+        ids += part
+        loss += [int(target)] * len(part)
+    return ids, loss
+
+
+def pretrain_rows(tokenizer: Tokenizer, documents: Iterable[list[Piece]], seq_len: int) -> Rows:
+    """Packed rows of documents given as pieces (see `data.drills`)."""
+    return shards.pack((encode_pieces(tokenizer, pieces) for pieces in documents), seq_len, split_long=True)
 
 
 def sft_rows(tokenizer: Tokenizer, world: World, phase: str, count: int, seq_len: int, seed: int) -> Rows:

@@ -1,0 +1,162 @@
+"""One step: gradients against a plain sum over documents, however the rows are dealt; what is skipped and logged."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_models import relative
+from small_runs import fresh, tensors
+
+from moonlet.model.model import Model
+from moonlet.optim.qk_clip import qk_clip
+from moonlet.quant.grids import round_to_grid
+from moonlet.train import step as step_module
+from moonlet.train.step import Batch, Stepper, cross_entropy, target_mask
+
+
+@pytest.fixture(scope="module")
+def steppers():  # type: ignore[no-untyped-def]
+    made = {n: Stepper(n) for n in (1, 2, 3, 8)}
+    yield made
+    for stepper in made.values():
+        stepper.pool.shutdown()
+
+
+def by_document(model: Model, batch: Batch) -> tuple[float, dict[str, torch.Tensor]]:
+    """Mean loss over the targets and its gradients, one document at a time, each alone in its row."""
+    total, losses = 0, []
+    for ids, segments, loss in zip(batch["tokens"], batch["segments"], batch["loss"]):
+        for number in range(1, int(segments.max()) + 1):
+            mine = segments == number
+            document, target = ids[mine], loss[mine].bool()
+            logits = model(document[None])[0]
+            each = F.cross_entropy(logits[:-1], document[1:], reduction="none")
+            losses.append(each[target[1:]].sum())
+            total += int(target[1:].sum())
+    mean = sum(losses) / total
+    params = dict(model.named_parameters())
+    grads = torch.autograd.grad(mean, list(params.values()), allow_unused=True)
+    return float(mean), {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(params.items(), grads)}
+
+
+def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """Of any tensor, by its norm; tensors with next to no gradient by a thousandth of the typical norm."""
+    floor = 1e-3 * float(torch.stack([t.norm() for t in b.values()]).median())
+    return max(float((a[n] - b[n]).norm() / b[n].norm().clamp(min=floor)) for n in b)
+
+
+@pytest.mark.parametrize("micro_tokens", [2048, 40])
+@pytest.mark.parametrize("workers", [1, 2, 3, 8])
+def test_gradients(workers: int, micro_tokens: int, steppers, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(step_module, "MICRO_TOKENS", micro_tokens)
+    model, _ = fresh()
+    batch = tensors()
+    expected_loss, expected = by_document(model, batch)
+    loss, grads, parts = steppers[workers].gradients(model, batch)
+    assert len(parts) >= (4 if micro_tokens == 40 else min(workers, 4))
+    assert loss == pytest.approx(expected_loss, rel=1e-6)
+    assert largest_difference(grads, expected) < 2e-5
+
+
+def test_workers_agree(steppers) -> None:  # type: ignore[no-untyped-def]
+    model, _ = fresh()
+    one, two = (steppers[n].gradients(model, tensors())[1] for n in (1, 2))
+    assert largest_difference(two, one) < 1e-5
+    whole = [torch.cat([t.flatten() for t in g.values()]) for g in (one, two)]
+    assert relative(whole[1], whole[0]) < 1e-6
+
+
+def test_a_row_of_one_document_needs_no_mask(steppers) -> None:  # type: ignore[no-untyped-def]
+    """Rows with a single document take the unpacked operators; the padding behind it changes nothing."""
+    model, _ = fresh()
+    batch = tensors()
+    batch["segments"] = (batch["segments"] == 1).long()
+    batch["loss"] = batch["loss"] * batch["segments"]
+    loss, grads, _ = steppers[2].gradients(model, batch)
+    expected_loss, expected = by_document(model, batch)
+    assert loss == pytest.approx(expected_loss, rel=1e-6)
+    assert largest_difference(grads, expected) < 2e-5
+
+
+def test_targets_stay_in_their_document() -> None:
+    batch = {
+        "segments": torch.tensor([[1, 1, 2, 2, 2, 0], [1, 1, 1, 1, 0, 0]]),
+        "loss": torch.tensor([[1, 1, 1, 1, 0, 0], [0, 0, 1, 1, 0, 0]]),
+    }
+    assert target_mask(batch).int().tolist() == [[0, 1, 0, 1, 0, 0], [0, 0, 1, 1, 0, 0]]
+
+
+def finite_loss_bad_gradient(logits: torch.Tensor, batch: Batch, where: torch.Tensor):  # type: ignore[no-untyped-def]
+    return (logits.sum() - logits.sum()).abs().sqrt(), {}
+
+
+def bad_loss(logits: torch.Tensor, batch: Batch, where: torch.Tensor):  # type: ignore[no-untyped-def]
+    return cross_entropy(logits, batch, where)[0] * math.inf, {}
+
+
+@pytest.mark.parametrize("objective", [finite_loss_bad_gradient, bad_loss])
+def test_a_step_that_is_not_finite_changes_nothing(objective, steppers) -> None:  # type: ignore[no-untyped-def]
+    model, optimizer = fresh()
+    before = {n: t.clone() for n, t in [*model.state_dict().items(), *optimizer.state.items()]}
+    log = steppers[1].step(model, optimizer, tensors(), 1.0, 100.0, objective=objective)
+    assert log["skipped"] == 1.0
+    assert all(torch.equal(t, before[n]) for n, t in [*model.state_dict().items(), *optimizer.state.items()])
+    assert steppers[1].step(model, optimizer, tensors(), 1.0, 100.0)["skipped"] == 0.0
+    assert not torch.equal(model.lm_head.weight, before["lm_head.weight"])
+
+
+def test_what_a_step_does_after_the_update(steppers) -> None:  # type: ignore[no-untyped-def]
+    """QK-Clip by the largest logit of the step, then the expert bias from the step's real tokens, padding left out."""
+    (model, optimizer), (twin, twin_optimizer) = fresh(), fresh()
+    batch = tensors()
+    with torch.no_grad():
+        stats = twin.hidden(batch["tokens"], batch["segments"])[1]
+    tau = float(stats.max_logits[1].max()) * 0.5
+    log = steppers[1].step(model, optimizer, batch, 1.0, tau)
+    _, grads, _ = steppers[1].gradients(twin, batch)
+    twin_optimizer.step(grads, 1.0)
+    assert qk_clip(twin, stats.max_logits, tau) == log["clipped_heads"] >= 1
+    assert log["max_logit"] == pytest.approx(2 * tau, rel=1e-5)
+    for (name, p), q in zip(model.named_parameters(), twin.parameters()):
+        assert (p - q).abs().max() < 1e-5, name
+    real = batch["segments"].flatten() > 0
+    router = stats.routers[1]
+    r = (router.cutoff.unsqueeze(1) - router.scores)[real]
+    b = r.sort(dim=0).values[int(real.sum()) * 2 // 4]
+    assert torch.allclose(model.layers[1].mlp.gate.e_score_correction_bias, b - b.mean(), atol=1e-6)
+    frozen, optimizer = fresh()
+    steppers[1].step(frozen, optimizer, batch, 1.0, tau, balance=False)
+    assert (frozen.layers[1].mlp.gate.e_score_correction_bias == 0).all()
+
+
+def test_log_of_a_step(steppers) -> None:  # type: ignore[no-untyped-def]
+    model, optimizer = fresh()
+    batch = tensors()
+    loss, grads = by_document(model, batch)
+    log = steppers[2].step(model, optimizer, batch, 1.0, 100.0)
+    assert log["loss"] == pytest.approx(loss, rel=1e-6)
+    norm = torch.cat([g.flatten() for g in grads.values()]).norm()
+    assert log["grad_norm"] == pytest.approx(float(norm), rel=1e-4)
+    assert 0 <= log["dead_experts"] < 1 and 1 <= log["expert_imbalance"] <= 2
+    assert all(math.isfinite(v) for v in log.values())
+
+
+@pytest.mark.parametrize("format", ["mxfp4", "int4"])
+def test_training_through_a_grid(format: str, steppers) -> None:  # type: ignore[no-untyped-def]
+    """Gradients are those of the model with rounded experts; the update goes to the unrounded weights."""
+    model, optimizer = fresh()
+    rounded, rounded_optimizer = fresh()
+    for n, p in rounded.named_parameters():
+        if ".experts." in n:
+            p.data.copy_(round_to_grid(p.data, format))
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    start = {n: p.detach().clone() for n, p in rounded.named_parameters()}
+    model.expert_format = format
+    log = steppers[1].step(model, optimizer, tensors(), 1.0, 100.0)
+    theirs = steppers[1].step(rounded, rounded_optimizer, tensors(), 1.0, 100.0)
+    assert log["loss"] == theirs["loss"]
+    decay = 1 - 0.02 * 0.1  # of the weights, so of what differs between them
+    for (n, p), q in zip(model.named_parameters(), rounded.parameters()):
+        expected = (before[n] - start[n]) * decay if ".experts." in n else torch.zeros_like(p)
+        assert (p - q - expected).abs().max() < 1e-6, n
