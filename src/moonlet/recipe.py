@@ -69,7 +69,7 @@ class Optim(Section):
 
 class Pretrain(Section):
     steps: int = Field(200, ge=1, description="optimiser steps")
-    drill_share: float = Field(0.45, ge=0, le=1, description="first part of the steps, on copy drills alone")
+    drill_share: float = Field(0.5, ge=0, le=1, description="first part of the steps, on copy drills alone")
     rows: int = Field(8, ge=1, description="rows of data.seq_len tokens in a batch")
     gate: float = Field(3.0, gt=0, description="held-out bits a byte that the stage must reach to pass")
 
@@ -78,7 +78,8 @@ class Sft(Section):
     steps: int = Field(400, ge=1, description="optimiser steps")
     rows: int = Field(8, ge=1, description="conversations in a batch")
     seq_len: int = Field(1536, ge=64, le=1_048_576, description="tokens at most; a longer conversation is left out")
-    mixed_share: float = Field(0.15, ge=0, le=1, description="last part of the steps, on traces with habits RL must judge")
+    copy_share: float = Field(0.5, ge=0, le=0.9, description="first part of the steps, with copied text as only target")
+    mixed_share: float = Field(0.1, ge=0, le=1, description="last part of the steps, on traces with habits RL must judge")
     muon_lr: float = Field(0.02, gt=0, le=1, description="peak learning rate of the matrices")
     adamw_lr: float = Field(0.003, gt=0, le=1, description="peak learning rate of all else")
     gate: float = Field(0.8, ge=0, le=1, description="share of the sums given to the tool that must come out right")

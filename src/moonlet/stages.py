@@ -30,7 +30,7 @@ from moonlet.model.model import Model
 from moonlet.optim.muon import MuonAdamW, OptimConfig, muon_blocks
 from moonlet.progress import Board
 from moonlet.quant.grids import rounded_experts
-from moonlet.recipe import Recipe
+from moonlet.recipe import Recipe, Sft
 from moonlet.report import write_report
 from moonlet.rl.loop import RLConfig, train_rl
 from moonlet.tasks.base import ALL_TOOLS
@@ -139,11 +139,16 @@ def tokenizer(c: Context) -> Record:
     plain = [drills.unpredictable(text) for text in texts["training"]]
     rows = corpus.pretrain_rows(made, [*plain, *practice[: len(plain) // 2]], r.data.seq_len)
     rows.save(c.folder / "data" / "pretrain")
-    mixed = round(r.sft.steps * r.sft.mixed_share)
-    for phase, steps in (("tool", r.sft.steps - mixed), ("mixed", mixed)):
-        conversations = corpus.sft_rows(made, c.world, phase, max(1, steps) * r.sft.rows, r.sft.seq_len, seed)
+    for phase, steps in sft_phases(r.sft):
+        conversations = corpus.sft_rows(made, c.world, phase, steps * r.sft.rows, r.sft.seq_len, seed)
         conversations.save(c.folder / "data" / f"sft-{phase}")
     return {"vocab_size": made.vocab_size, "pretrain_rows": len(rows), "fill": rows.fill}
+
+
+def sft_phases(s: Sft) -> list[tuple[str, int]]:
+    """The phases of SFT that have steps, in order."""
+    copy, mixed = round(s.steps * s.copy_share), round(s.steps * s.mixed_share)
+    return [(p, n) for p, n in (("copy", copy), ("tool", s.steps - copy - mixed), ("mixed", mixed)) if n > 0]
 
 
 def pretrain(c: Context) -> Record:
@@ -167,9 +172,7 @@ def sft(c: Context) -> Record:
     r = c.recipe
     model = c.model("pretrain", quantised=True)
     optimizer = c.optimizer(model, r.sft.muon_lr, r.sft.adamw_lr, r.optim.weight_decay)
-    mixed = round(r.sft.steps * r.sft.mixed_share)
-    phases = [("tool", r.sft.steps - mixed), ("mixed", mixed)]
-    parts = [(Rows.load(c.folder / "data" / f"sft-{p}"), n) for p, n in phases if n]
+    parts = [(Rows.load(c.folder / "data" / f"sft-{phase}"), steps) for phase, steps in sft_phases(r.sft)]
     loader = Loader(parts, r.run.seed, r.sft.rows)
     config = LoopConfig("sft", r.sft.steps, r.run.save_every, r.optim.warmup_fraction, tau=r.optim.qk_clip_tau)
     totals = train(model, optimizer, loader, config, c.folder / "sft", c.tracker, c.stepper, c.board.progress)
@@ -221,7 +224,8 @@ def quant(c: Context) -> Record:
 
 def evaluate(c: Context) -> Record:
     """Every figure of the report, on the model as served (loaded from model/)."""
-    results = measure.everything(c)
+    results = measure.everything(measure.Subject(c.recipe, c.folder, c.model, c.player, c.board.progress))
+    results["machine"] = {"gemm_gflops": c.gemm, "threads": c.threads, "cpu": measure.cpu_name()}
     write_json(c.folder / "report" / "results.json", results)
     passed, gate = measure.final_gate(results["results"], c.recipe.eval.gate)
     return {"passed": passed, "gate": gate}

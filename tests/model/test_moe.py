@@ -33,7 +33,8 @@ def expert(m: MoE, j: int, z: Tensor) -> Tensor:
 def route(m: MoE, x: Tensor) -> list[tuple[int, Tensor]]:
     """The experts of one token with their weights, by sorting the biased scores."""
     s = torch.sigmoid(m.gate.weight @ x)
-    chosen = sorted(range(len(s)), key=lambda j: -float(s[j] + m.gate.e_score_correction_bias[j]))[: m.gate.top_k]
+    biased = (s + m.gate.e_score_correction_bias).tolist()
+    chosen = sorted(range(len(s)), key=lambda j: -biased[j])[: m.gate.top_k]
     total = sum(s[j] for j in chosen) if m.gate.renormalize else 1.0
     return [(j, s[j] / total * m.gate.factor) for j in chosen]
 

@@ -37,7 +37,7 @@ def by_document(model: Model, batch: Batch) -> tuple[float, dict[str, torch.Tens
     mean = sum(losses) / total
     params = dict(model.named_parameters())
     grads = torch.autograd.grad(mean, list(params.values()), allow_unused=True)
-    return float(mean), {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(params.items(), grads)}
+    return mean.item(), {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(params.items(), grads)}
 
 
 def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:

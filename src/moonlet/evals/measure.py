@@ -7,8 +7,10 @@ model as it is served (loaded from `model/`), the same weights before rounding, 
 import json
 import os
 import random
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -19,11 +21,10 @@ from moonlet.evals import suites
 from moonlet.evals.bits import bits_per_byte
 from moonlet.evals.interval import mean_interval, wilson
 from moonlet.evals.suites import Player, row
+from moonlet.model.model import Model
+from moonlet.recipe import Recipe
 from moonlet.rl.rollout import Episode
 from moonlet.train.step import Stepper
-
-if TYPE_CHECKING:
-    from moonlet.stages import Context
 
 RECEIPTS = {2: 100, 5: 100, 10: 100, 30: 40, 100: 16}
 FINAL = "4-bit model after RL"
@@ -56,55 +57,55 @@ def find(rows: list[dict[str, Any]], suite: str, split: str, condition: str) -> 
     return next(r for r in rows if (r["suite"], r["split"], r["condition"]) == (suite, split, condition))
 
 
-def everything(c: "Context") -> dict[str, Any]:
-    """results.json of a run: rows, samples, expert load, machine; stages and totals are added by the report stage."""
-    n = c.recipe.eval.items
-    served, _ = load(c.folder / "model")
+@dataclass
+class Subject:
+    """A run to measure: its folder and recipe, its models by stage (quantised or not), and who plays them."""
+
+    recipe: Recipe
+    folder: Path
+    model: Callable[[str, bool], Model]
+    player: Callable[[Model], Player]
+    progress: Callable[[int, int, dict[str, float]], None]
+
+
+def everything(c: Subject) -> dict[str, Any]:
+    """rows, samples and expert load of results.json; the report stage adds stages, machine and totals."""
+    n, steps = c.recipe.eval.items, 6
+    served, tokenizer = load(c.folder / "model")
+    assert tokenizer is not None
     player = c.player(served)
-    done = 0
-
-    def tick(what: list, name: str) -> list:
-        nonlocal done
-        done += 1
-        c.board.progress(done, 6, {})
-        return what
-
-    rows, kept = skill = suites.skill_rows(player, FINAL, n)
-    tick(list(skill), "skills")
-    receipt_counts = {k: v for k, v in RECEIPTS.items() if k <= c.recipe.eval.max_receipts}
-    more, more_kept = suites.receipt_rows(player, FINAL, receipt_counts)
-    tick(more, "receipts")
+    rows, kept = suites.skill_rows(player, FINAL, n)
+    c.progress(1, steps, {})
+    counts = {k: v for k, v in RECEIPTS.items() if k <= c.recipe.eval.max_receipts}
+    more, more_kept = suites.receipt_rows(player, FINAL, counts)
+    c.progress(2, steps, {})
     after, after_big = suites.strategy_rows(player, "after RL", n)
-    tick(after, "after RL")
-    before, _ = suites.strategy_rows(c.player(c.model("sft", quantised=True)), "before RL (SFT)", n)
-    tick(before, "before RL")
-    rows += more + before + after
-    rows += quantisation_rows(c, player, n)
-    tick(rows, "4-bit")
+    c.progress(3, steps, {})
+    before, _ = suites.strategy_rows(c.player(c.model("sft", True)), "before RL (SFT)", n)
+    c.progress(4, steps, {})
+    rows += more + before + after + quantisation_rows(c.player(c.model("rl", False)), player, n)
+    c.progress(5, steps, {})
     held_out = json.loads((c.folder / "data" / "documents.json").read_text())["held_out"]
     for source, texts in held_out.items():
-        for name, model in (("pretrained", c.model("pretrain", quantised=False)), (FINAL, served)):
-            figures = bits_per_byte(model, c.tokenizer, texts[:60], c.recipe.data.seq_len)
+        for name, model in (("pretrained", c.model("pretrain", False)), (FINAL, served)):
+            figures = bits_per_byte(model, tokenizer, texts[:60], c.recipe.data.seq_len)
             rows.append(row("held-out text", source, name, figures, len(texts[:60]), "bits per byte"))
-    tick(rows, "text")
+    c.progress(6, steps, {})
     return {
         "run": {"name": c.recipe.run.name, "seed": c.recipe.run.seed},
         "results": rows,
         "experts": expert_load(served, [e.rollout.prompt + e.rollout.ids for e in after_big[:64]]),
         "samples": samples(kept + more_kept + after_big),
-        "machine": {"gemm_gflops": c.gemm, "threads": c.threads, "cpu": cpu_name()},
     }
 
 
-def quantisation_rows(c: "Context", player: Player, n: int) -> list[dict[str, Any]]:
+def quantisation_rows(unrounded: Player, served: Player, n: int) -> list[dict[str, Any]]:
     """The same items with the experts as trained in fp32 and as served in 4 bits; paired difference."""
     items = suites.arithmetic_items("seen", (1, 4), n)
-    right = {
-        name: [e.score.correct for e in who.play(items, 0.0)]
-        for name, who in (("fp32 experts", c.player(c.model("rl", quantised=False))), ("4-bit experts", player))
-    }
-    rows = [suites.share("quantisation", "seen", name, hits) for name, hits in right.items()]
-    pairs = [float(b) - float(a) for a, b in zip(right["fp32 experts"], right["4-bit experts"])]
+    before, after = ([e.score.correct for e in who.play(items, 0.0)] for who in (unrounded, served))
+    rows = [suites.share("quantisation", "seen", "fp32 experts", before)]
+    rows.append(suites.share("quantisation", "seen", "4-bit experts", after))
+    pairs = [float(b) - float(a) for a, b in zip(before, after)]
     return [*rows, row("quantisation", "seen", "4-bit minus fp32", mean_interval(pairs), n, "difference")]
 
 

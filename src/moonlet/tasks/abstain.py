@@ -25,7 +25,7 @@ from moonlet.tasks.base import (
     score,
     unknown_style,
 )
-from moonlet.tasks.lookup import ask, invent
+from moonlet.tasks.lookup import THOUGHT, ask, invent
 
 __all__ = ["ABSTAIN_KINDS", "NAME", "STYLES", "TOOLS", "demonstrate", "sample", "score"]
 
@@ -61,11 +61,10 @@ def demonstrate(item: Item, rng: random.Random, style: str) -> list[Message]:
     name, relation, kind = item.meta["name"], item.meta["relation"], item.meta["kind"]
     turns = list(item.messages)
     if kind == "unknown_tool" and (style == "honest" or rng.random() < 0.5):
-        thought = rng.choice(("Look it up.", f"Look for {relation}.", f"I need the {relation}."))
-        turns += call(environment(item), "lookup", {"query": f"{name} {relation}"}, thought)
+        turns += call(environment(item), "lookup", {"query": f"{name} {relation}"}, THOUGHT)
     if style == "guess":
         return [*turns, say(invent(rng, item.split, relation, item.answer))]
     thought = ""
-    if not item.tools and rng.random() < 0.5:
+    if not item.tools:
         thought = "I know this place." if kind == "known_closed" else "I do not know this name."
     return [*turns, say(item.answer, thought)]

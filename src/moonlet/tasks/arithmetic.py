@@ -19,12 +19,7 @@ NAME = "arithmetic"
 TOOLS = [CALCULATOR]
 STYLES = ("tool", "direct", "needless", "long", "wrong")
 
-THOUGHTS = (
-    "Use the calculator.", "I should use the calculator.", "Calculator for this one.", "Too big to guess.",
-    "Call the calculator.", "Let me calculate this.",
-)  # fmt: skip
-THOUGHTS_ZH = ("用计算器。", "要算一下。")
-DIRECT_THOUGHTS = ("", "", "", "Easy.", "I know this.", "No tool needed.")
+THOUGHT, THOUGHT_ZH = "Use the calculator.", "用计算器。"  # one each: a choice of words would be noise to learn from
 DITHERING = (
     "Hmm, let me think about this first.",
     "The numbers are not so nice.",
@@ -68,15 +63,14 @@ def demonstrate(item: Item, rng: random.Random, style: str) -> list[Message]:
     if style not in STYLES:
         raise unknown_style(style, STYLES)
     if style == "direct":
-        thought = rng.choice(DIRECT_THOUGHTS) if item.meta["easy"] else ""
-        return [*item.messages, say(item.answer, thought)]
+        return [*item.messages, say(item.answer)]
     a, operator, b = item.meta["a"], item.meta["op"], item.meta["b"]
     if style == "wrong":
         a, b = _miscopied(rng, a, operator, b, item.split == "train")
     if style == "long":
         thought = _dither(rng)
     else:
-        thought = rng.choice(THOUGHTS_ZH if item.meta["zh"] and rng.random() < 0.5 else THOUGHTS)
+        thought = THOUGHT_ZH if item.meta["zh"] else THOUGHT
     turns = call(environment(item), "calculator", {"expression": f"{a}{operator}{b}"}, thought)
     return [*item.messages, *turns, say(turns[-1]["content"])]
 

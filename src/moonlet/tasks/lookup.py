@@ -21,6 +21,9 @@ STYLES = ("tool", "guess")
 TARGETS = {relation: target for row in RELATIONS.values() for relation, target in row.items()}
 
 
+THOUGHT = "Look it up."  # one wording: a choice would be noise to learn from
+
+
 def sample(rng: random.Random, split: str, *, world: World, hops: tuple[int, int] = (1, 3)) -> Item:
     """A question of `hops` steps, uniform. meta: chain [[name, relation, value], ...], zh, wording."""
     check_split(split)
@@ -41,7 +44,7 @@ def demonstrate(item: Item, rng: random.Random, style: str) -> list[Message]:
     env, name, turns = environment(item), chain[0][0], list(item.messages)
     for step, (_, relation, _) in enumerate(chain):
         if step == 0 and len(chain) == 1:
-            thought = rng.choice(("Look it up.", f"Look for {relation}.", f"I need the {relation}."))
+            thought = THOUGHT
         else:
             thought = f"{'Then' if step else 'First'} {relation}."
         turns += call(env, "lookup", {"query": f"{name} {relation}"}, thought)

@@ -66,12 +66,12 @@ def demonstrate(item: Item, rng: random.Random, style: str) -> list[Message]:
     env, turns = environment(item), list(item.messages)
     total = "" if item.meta["start"] is None else str(item.meta["start"])
     while True:
-        turns += call(env, "next_receipt", {}, rng.choice(("", "", "Next one.")))
+        turns += call(env, "next_receipt", {})
         amount = turns[-1]["content"]
         if amount == NO_MORE:
             return [*turns, say(total)]
         if total:
-            turns += call(env, "calculator", {"expression": f"{total}+{amount}"}, rng.choice(("", "", "Add it.")))
+            turns += call(env, "calculator", {"expression": f"{total}+{amount}"})
             total = turns[-1]["content"]
         else:
             total = amount
