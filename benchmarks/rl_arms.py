@@ -72,7 +72,10 @@ def main() -> None:
     options = parser.parse_args()
     settings = json.loads((options.run / "config.json").read_text())
     overrides = [
-        f"{s}.{k}={json.dumps(e['value'])}" for s, keys in settings.items() for k, e in keys.items() if e["from"] == "--set"
+        f"{s}.{k}={json.dumps(e['value'])}"
+        for s, keys in settings.items()
+        for k, e in keys.items()
+        if e["from"] == "--set"
     ]
     c = Context(recipes.load(options.run / "recipe.toml", overrides), options.run, read_manifest(options.run))
     c.board = Silent()  # type: ignore[assignment]

@@ -34,7 +34,17 @@ TINY = [
 
 def command(out: Path, *more: str) -> list[str]:
     settings = [part for setting in TINY for part in ("--set", setting)]
-    return [sys.executable, "-m", "moonlet", "run", str(ROOT / "recipes/quickstart.toml"), "--out", str(out), *settings, *more]
+    return [
+        sys.executable,
+        "-m",
+        "moonlet",
+        "run",
+        str(ROOT / "recipes/quickstart.toml"),
+        "--out",
+        str(out),
+        *settings,
+        *more,
+    ]
 
 
 def environment() -> dict[str, str]:

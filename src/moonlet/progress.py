@@ -1,8 +1,8 @@
-"""The live table of a run: stage, status, progress, tokens a second, loss, time left. Plain lines when not a terminal."""
+"""The live table of a run: stage, status, progress, tokens a second, loss, time left. Plain lines off a terminal."""
 
 import sys
 import time
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.live import Live
@@ -21,7 +21,7 @@ class Board:
         self.tty = sys.stdout.isatty()
         self.current, self.began, self.first, self.printed = "", 0.0, 0, 0.0
 
-    def __enter__(self) -> "Board":
+    def __enter__(self) -> Self:
         if self.tty:
             self.live.start()
         return self

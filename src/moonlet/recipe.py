@@ -4,11 +4,11 @@ A recipe has sections and keys and nothing deeper, but for tables of published c
 class below and each key a field with its type, bounds, default and meaning. `load` reads the file, applies
 `--set section.key=value` on top and checks all of it: an unknown name is answered with the nearest valid one, a wrong
 value with its bound and a way out. `resolved` lists every value with its source ("default", "recipe" or "--set").
-The published keys in [model] are checked by the model's own config through `check_model_keys`. No torch.
+The published keys in [model] are checked by the model's own config when a run starts. No torch.
 """
 
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,7 +50,7 @@ class Model(Section):
     """`depth` derives the shape; any published config key beside it sets that part by hand."""
 
     model_config = ConfigDict(extra="allow")
-    depth: int = Field(5, ge=1, le=128, description="layers; width, heads and experts derive from it")
+    depth: int = Field(4, ge=1, le=128, description="layers; width, heads and experts derive from it")
 
     @property
     def published(self) -> dict[str, Any]:
@@ -78,8 +78,10 @@ class Sft(Section):
     steps: int = Field(400, ge=1, description="optimiser steps")
     rows: int = Field(8, ge=1, description="conversations in a batch")
     seq_len: int = Field(1536, ge=64, le=1_048_576, description="tokens at most; a longer conversation is left out")
-    copy_share: float = Field(0.5, ge=0, le=0.9, description="first part of the steps, with copied text as only target")
-    mixed_share: float = Field(0.1, ge=0, le=1, description="last part of the steps, on traces with habits RL must judge")
+    short_share: float = Field(0.5, ge=0, le=0.9, description="first part of the steps, on short conversations")
+    mixed_share: float = Field(
+        0.1, ge=0, le=1, description="last part of the steps, on traces with habits RL must judge"
+    )
     muon_lr: float = Field(0.02, gt=0, le=1, description="peak learning rate of the matrices")
     adamw_lr: float = Field(0.003, gt=0, le=1, description="peak learning rate of all else")
     gate: float = Field(0.8, ge=0, le=1, description="share of the sums given to the tool that must come out right")
@@ -93,7 +95,7 @@ class Rl(Section):
     muon_lr: float = Field(0.002, gt=0, le=1, description="peak learning rate of the matrices")
     adamw_lr: float = Field(0.0003, gt=0, le=1, description="peak learning rate of all else")
     call_bonus: float = Field(0.1, ge=0, lt=1, description="reward of a valid call, gone after half of the steps")
-    length_penalty: float = Field(0.3, ge=0, le=1, description="most that a long right answer loses to its siblings")
+    length_penalty: float = Field(0.5, ge=0, le=1, description="most that a long right answer loses to its siblings")
     log_ratio_low: float = Field(-0.7, lt=0, description="log-ratio below which a token gives no gradient")
     log_ratio_high: float = Field(0.7, gt=0, description="log-ratio above which a token gives no gradient")
     tau: float = Field(0.01, ge=0, description="weight of the squared log-ratio")
@@ -108,7 +110,9 @@ class Eval(Section):
     items: int = Field(500, ge=10, le=1_000_000, description="held-out sums a split; other suites take a half of it")
     gate_items: int = Field(200, ge=10, description="items of a stage's gate")
     max_receipts: int = Field(100, ge=2, description="longest receipt task measured (of 2, 5, 10, 30, 100)")
-    gate: float = Field(0.8, ge=0, le=1, description="greedy accuracy on unseen wordings that the served model must reach")
+    gate: float = Field(
+        0.8, ge=0, le=1, description="greedy accuracy on unseen wordings that the served model must reach"
+    )
 
 
 class Recipe(Section):
@@ -161,14 +165,6 @@ def resolved(recipe: Recipe) -> dict[str, dict[str, dict[str, Any]]]:
         }
         for section, values in recipe.model_dump().items()
     }
-
-
-def check_model_keys(keys: Iterable[str], valid: Iterable[str]) -> None:
-    """Raise InputError for the first of the [model] `keys` that is not in `valid`, with the nearest that is."""
-    valid = set(valid)
-    for key in keys:
-        if key not in valid:
-            raise InputError(f"unknown key {key!r} in [model]: {nearest(key, valid)}")
 
 
 def _read(path: Path) -> dict[str, Any]:

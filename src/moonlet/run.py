@@ -20,6 +20,7 @@ import torch
 from moonlet import recipe as recipes
 from moonlet.errors import InputError, nearest
 from moonlet.files import check_writable, write_atomic, write_json
+from moonlet.model.config import for_depth
 from moonlet.progress import Board
 from moonlet.stages import STAGES, Context
 
@@ -27,14 +28,13 @@ FOLDERS = {"data": "data", "tokenizer": "tokenizer", "quant": "model", "eval": "
 NEEDED_BYTES = 300_000_000
 
 
-def run(
-    recipe_path: Path, out: Path | None, from_stage: str | None, until: str | None, overrides: list[str]
-) -> int:
+def run(recipe_path: Path, out: Path | None, from_stage: str | None, until: str | None, overrides: list[str]) -> int:
     """Run (or resume) a recipe into `out` (default runs/NAME). 0 when every gate passed or was absent, else 1."""
     recipe = recipes.load(recipe_path, overrides)
     for name in (from_stage, until):
         if name is not None and name not in STAGES:
             raise InputError(f"unknown stage {name!r}; nearest: {nearest(name, STAGES)}")
+    for_depth(recipe.model.depth, recipe.tokenizer.vocab_size, recipe.model.published)  # a wrong shape ends here
     folder = Path(out) if out is not None else Path("runs") / recipe.run.name
     check_writable(folder, NEEDED_BYTES)
     settings = recipes.resolved(recipe)

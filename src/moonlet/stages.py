@@ -7,7 +7,7 @@ over through the run's folder only, so that each can be run alone after the ones
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -147,8 +147,8 @@ def tokenizer(c: Context) -> Record:
 
 def sft_phases(s: Sft) -> list[tuple[str, int]]:
     """The phases of SFT that have steps, in order."""
-    copy, mixed = round(s.steps * s.copy_share), round(s.steps * s.mixed_share)
-    return [(p, n) for p, n in (("copy", copy), ("tool", s.steps - copy - mixed), ("mixed", mixed)) if n > 0]
+    short, mixed = round(s.steps * s.short_share), round(s.steps * s.mixed_share)
+    return [(p, n) for p, n in (("short", short), ("tool", s.steps - short - mixed), ("mixed", mixed)) if n > 0]
 
 
 def pretrain(c: Context) -> Record:
@@ -158,10 +158,10 @@ def pretrain(c: Context) -> Record:
     first = round(r.pretrain.steps * r.pretrain.drill_share)
     phases = [("drills", first), ("pretrain", r.pretrain.steps - first)]
     loader = Loader([(Rows.load(c.folder / "data" / p), n) for p, n in phases if n], r.run.seed, r.pretrain.rows)
-    config = LoopConfig("pretrain", r.pretrain.steps, r.run.save_every, r.optim.warmup_fraction, tau=r.optim.qk_clip_tau)
-    totals = train(
-        model, optimizer, loader, config, c.folder / "pretrain", c.tracker, c.stepper, c.board.progress
+    config = LoopConfig(
+        "pretrain", r.pretrain.steps, r.run.save_every, r.optim.warmup_fraction, tau=r.optim.qk_clip_tau
     )
+    totals = train(model, optimizer, loader, config, c.folder / "pretrain", c.tracker, c.stepper, c.board.progress)
     held_out = [t for texts in documents(c)["held_out"].values() for t in texts]
     score, low, high = bits_per_byte(model, c.tokenizer, held_out, r.data.seq_len)
     gate = f"{score:.2f} bits per byte held out [{low:.2f}, {high:.2f}], gate <= {r.pretrain.gate:g}"

@@ -156,8 +156,8 @@ def pack(documents: Iterable[tuple[Sequence[int], Sequence[int]]], seq_len: int,
 
 
 def one_a_row(documents: Iterable[tuple[Sequence[int], Sequence[int]]], seq_len: int) -> Rows:
-    """One document, each (ids, loss) as in `pack`, a row, for batches that are cut to their longest document. A document
-    longer than `seq_len` is an InputError."""
+    """One document, each (ids, loss) as in `pack`, a row, for batches that are cut to their longest document. A
+    document longer than `seq_len` is an InputError."""
     rows = []
     for number, (ids, loss) in enumerate(documents):
         if len(ids) > seq_len:

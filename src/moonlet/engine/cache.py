@@ -1,6 +1,5 @@
 """Operations on a decoding cache (model.Cache): pick rows, put rows back, repeat one row, make room for more tokens."""
 
-import torch
 from torch import Tensor
 
 from moonlet.model.kda import KDAState

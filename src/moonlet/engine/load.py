@@ -1,8 +1,8 @@
 """Open and write a model folder in the published Hugging Face layout.
 
 `config.json` (published keys), `model.safetensors` (published names; routed experts packed to 4 bits where
-`quantization_config` says so, everything else fp32), the tokenizer files, and `tools.json` (what the model was taught to
-call). Packed experts: MXFP4 as `weight_packed` uint8 + `weight_scale` uint8, INT4 as `weight_packed` int32 +
+`quantization_config` says so, everything else fp32), the tokenizer files, and `tools.json` (what the model was taught
+to call). Packed experts: MXFP4 as `weight_packed` uint8 + `weight_scale` uint8, INT4 as `weight_packed` int32 +
 `weight_scale` + `weight_shape` (compressed-tensors spellings, K3 and K2 Thinking). Left out: sharded files.
 """
 

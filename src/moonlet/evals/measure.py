@@ -35,8 +35,8 @@ def tool_skill_gate(player: Player, n: int, bound: float) -> tuple[bool, str]:
     episodes = player.play(suites.arithmetic_items("seen", (2, 4), n), 1.0)
     called = [e.score.correct for e in episodes if e.score.calls]
     score, low, high = wilson(sum(called), len(called))
-    text = f"{score:.2f} of the sums given to the tool right [{low:.2f}, {high:.2f}], n={len(called)}, gate >= {bound:g}"
-    return score >= bound, text
+    shown = f"{score:.2f} of the sums given to the tool right [{low:.2f}, {high:.2f}]"
+    return score >= bound, f"{shown}, n={len(called)}, gate >= {bound:g}"
 
 
 def accuracy_gate(player: Player, n: int, bound: float) -> tuple[bool, str]:
@@ -79,11 +79,11 @@ def everything(c: Subject) -> dict[str, Any]:
     counts = {k: v for k, v in RECEIPTS.items() if k <= c.recipe.eval.max_receipts}
     more, more_kept = suites.receipt_rows(player, FINAL, counts)
     c.progress(2, steps, {})
-    after, after_big = suites.strategy_rows(player, "after RL", n)
+    after, after_big = suites.strategy_rows(player, "after RL", n // 2)
     c.progress(3, steps, {})
-    before, _ = suites.strategy_rows(c.player(c.model("sft", True)), "before RL (SFT)", n)
+    before, _ = suites.strategy_rows(c.player(c.model("sft", True)), "before RL (SFT)", n // 2)
     c.progress(4, steps, {})
-    rows += more + before + after + quantisation_rows(c.player(c.model("rl", False)), player, n)
+    rows += more + before + after + quantisation_rows(c.player(c.model("rl", False)), player, n // 2)
     c.progress(5, steps, {})
     held_out = json.loads((c.folder / "data" / "documents.json").read_text())["held_out"]
     for source, texts in held_out.items():
@@ -188,5 +188,6 @@ def main(model: Path, tasks: list[str] | None, as_json: bool) -> int:
         print(json.dumps({"model": str(model), "results": rows}))
         return 0
     for r in rows:
-        print(f"{r['suite']:24} {r['split']:14} {r['condition']:32} {r['score']:.3f} [{r['low']:.3f}, {r['high']:.3f}] n={r['n']}")
+        what = f"{r['suite']:24} {r['split']:14} {r['condition']:32}"
+        print(f"{what} {r['score']:.3f} [{r['low']:.3f}, {r['high']:.3f}] n={r['n']}")
     return 0

@@ -7,6 +7,7 @@ training, "unseen" = wordings never met; numbers of two or more digits and names
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from moonlet.data.tiny_world import World
@@ -14,7 +15,7 @@ from moonlet.data.tokenizer import Tokenizer
 from moonlet.engine.generate import Sampling
 from moonlet.evals.interval import mean_interval, wilson
 from moonlet.model.model import Model
-from moonlet.rl.rollout import Episode, run
+from moonlet.rl.rollout import Episode, GiveUp, run
 from moonlet.tasks import abstain, arithmetic, lookup, receipts
 from moonlet.tasks.base import Item
 from moonlet.train.step import Stepper
@@ -32,11 +33,13 @@ class Player:
     world: World
     stepper: Stepper
 
-    def play(self, items: list[Item], temperature: float, max_tokens: int = 320) -> list[Episode]:
+    def play(
+        self, items: list[Item], temperature: float, max_tokens: int = 320, give_up: GiveUp | None = None
+    ) -> list[Episode]:
         sampling = Sampling(temperature, 1.0, max_tokens)
         seeds = [ITEM_SEED + i for i in range(len(items))]
         stepper = self.stepper
-        return run(self.model, self.tokenizer, items, seeds, sampling, stepper.pool, stepper.workers)
+        return run(self.model, self.tokenizer, items, seeds, sampling, stepper.pool, stepper.workers, give_up)
 
 
 def draw(n: int, key: str, make: Callable[[random.Random], Item]) -> list[Item]:
@@ -45,11 +48,12 @@ def draw(n: int, key: str, make: Callable[[random.Random], Item]) -> list[Item]:
     return [make(rng) for _ in range(n)]
 
 
-def row(suite: str, split: str, condition: str, figures: tuple[float, float, float], n: int, unit: str = "accuracy"):
+def row(
+    suite: str, split: str, condition: str, figures: tuple[float, float, float], n: int, unit: str = "accuracy"
+) -> dict[str, Any]:
     score, low, high = figures
-    return {"suite": suite, "split": split, "condition": condition, "n": n, "score": score, "low": low, "high": high} | {
-        "unit": unit
-    }
+    head: dict[str, Any] = {"suite": suite, "split": split, "condition": condition, "n": n}
+    return head | {"score": score, "low": low, "high": high, "unit": unit}
 
 
 def share(suite: str, split: str, condition: str, hits: Sequence[bool]) -> dict[str, Any]:
@@ -63,15 +67,15 @@ def arithmetic_items(split: str, digits: tuple[int, int], n: int) -> list[Item]:
 def strategy_rows(player: Player, name: str, n: int) -> tuple[list[dict[str, Any]], list[Episode]]:
     """What RL changes, at temperature 1: accuracy, calls, needless calls, tokens a solved item, honesty."""
     big = player.play(arithmetic_items("seen", (1, 4), n), 1.0)
-    small = player.play(arithmetic_items("seen", (1, 1), n // 2), 1.0)
+    small = player.play(arithmetic_items("train", (1, 1), n // 2), 1.0)  # facts it was taught: a call cannot help
     asked = player.play(abstain_items(player.world, "seen", n // 2), 1.0)
     honest = [1.0 if e.score.correct else 0.0 if e.score.abstained else -1.0 for e in asked]
     solved = [float(e.tokens) for e in big if e.score.correct]
     return [
         share("arithmetic", "seen", f"{name}, temperature 1", [e.score.correct for e in big]),
         share("calls", "seen", f"{name}, temperature 1", [e.score.calls > 0 for e in big]),
-        share("needless calls", "one digit", f"{name}, temperature 1", [e.score.calls > 0 for e in small]),
-        share("one digit", "seen", f"{name}, temperature 1", [e.score.correct for e in small]),
+        share("needless calls", "taught one-digit sums", f"{name}, temperature 1", [e.score.calls > 0 for e in small]),
+        share("one digit", "taught", f"{name}, temperature 1", [e.score.correct for e in small]),
         row("tokens a solved item", "seen", f"{name}, temperature 1", mean_interval(solved), len(solved), "tokens"),
         row("honesty", "seen", f"{name}, temperature 1", mean_interval(honest), len(honest), "net score"),
     ], big
@@ -82,11 +86,11 @@ def abstain_items(world: World, split: str, n: int, kind: str | None = None) -> 
 
 
 def receipt_rows(player: Player, name: str, counts: dict[int, int]) -> tuple[list[dict[str, Any]], list[Episode]]:
-    """Success by number of receipts; counts {N: items}."""
+    """Success by number of receipts; counts {N: items}. An episode ends at its first wrong sum."""
     rows, kept = [], []
     for amount, n in counts.items():
-        items = draw(n, f"receipts {amount}", lambda rng, a=amount: receipts.sample(rng, "seen", n=(a, a)))
-        episodes = player.play(items, 0.0, TOKENS_PER_RECEIPT * amount + 300)
+        items = draw(n, f"receipts {amount}", partial(receipts.sample, split="seen", n=(amount, amount)))
+        episodes = player.play(items, 0.0, TOKENS_PER_RECEIPT * amount + 300, receipts.lost)
         rows.append(share("receipts", f"N={amount}", name, [e.score.correct for e in episodes]))
         kept += episodes[:1]
     return rows, kept
@@ -107,10 +111,10 @@ def skill_rows(player: Player, name: str, n: int) -> tuple[list[dict[str, Any]],
         share("arithmetic", "seen", f"{name}, tool taken away", [e.score.correct for e in player.play(without, 0.0)])
     )
     for digits in (5, 6, 7, 8):
-        episodes = player.play(arithmetic_items("seen", (digits, digits), n // 2), 0.0)
+        episodes = player.play(arithmetic_items("seen", (digits, digits), n // 5), 0.0)
         rows.append(share("arithmetic", f"{digits} digits", f"{name}, greedy", [e.score.correct for e in episodes]))
     for split in ("seen", "unseen"):
-        items = draw(n // 2, f"lookup {split}", lambda rng, s=split: lookup.sample(rng, s, world=player.world))
+        items = draw(n // 2, f"lookup {split}", partial(lookup.sample, split=split, world=player.world))
         episodes = player.play(items, 0.0, 420)
         rows.append(share("lookup", split, f"{name}, greedy", [e.score.correct for e in episodes]))
         kept += episodes[:1]

@@ -27,7 +27,7 @@ class MLAState:
 
 
 class Attend(torch.autograd.Function):
-    """softmax(q k^T + bias) v, keeping only the weights: q, k [N, T, K]; v [N, T, V]; bias [N or 1, T, T], -inf = unseen.
+    """softmax(q k^T + bias) v, keeping only the weights: q, k [N, T, K]; v [N, T, V]; bias [N or 1, T, T], -inf unseen.
 
     Returns o [N, T, V] and the largest logit of each of the N.
     """

@@ -9,7 +9,9 @@ and a final mix before the last norm. Without `attn_res_block_size`: x += attn(n
 and the balancer read), so that the loss can build logits for the target positions only.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,9 +45,9 @@ class Layer(nn.Module):
         super().__init__()
         self.index, self.moe = index, c.is_moe(index)
         self.input_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
-        self.self_attn = KDA(c) if c.is_kda(index) else MLA(c)
+        self.self_attn: Any = KDA(c) if c.is_kda(index) else MLA(c)
         self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
-        self.mlp = MoE(c) if self.moe else MLP(c, c.intermediate_size)
+        self.mlp: Any = MoE(c) if self.moe else MLP(c, c.intermediate_size)
         if c.attn_res_block_size is not None:
             self.self_attention_res = AttnResMix(c.hidden_size, c.rms_norm_eps)
             self.mlp_res = AttnResMix(c.hidden_size, c.rms_norm_eps)
@@ -86,7 +88,7 @@ class Model(nn.Module):
         self.config = c = config
         self.expert_format = "none"  # the 4-bit grid that training and sampling see; quant.rounded_experts applies it
         self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
-        self.layers = nn.ModuleList(Layer(c, i) for i in range(c.num_hidden_layers))
+        self.layers = cast(Sequence[Layer], nn.ModuleList(Layer(c, i) for i in range(c.num_hidden_layers)))
         if c.attn_res_block_size is not None:
             self.output_attn_res = AttnResMix(c.hidden_size, c.rms_norm_eps)
         self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
@@ -127,21 +129,23 @@ class Model(nn.Module):
         where = self.where(input_ids, segments, cache, valid)
         stats = Stats()
         x = self.embed_tokens(input_ids)
-        x = self.bus(x, where, stats) if self.config.attn_res_block_size is not None else self.residual(x, where, stats)
+        block = self.config.attn_res_block_size
+        x = self.residual(x, where, stats) if block is None else self.bus(x, where, stats, block)
         if cache is not None:
             cache.lengths = cache.lengths + (input_ids.shape[1] if valid is None else valid.sum(1))
         return self.norm(x), stats
 
-    def bus(self, x: Tensor, where: Where, stats: Stats) -> Tensor:
-        eps, block = self.config.rms_norm_eps, self.config.attn_res_block_size
+    def bus(self, x: Tensor, where: Where, stats: Stats, block: int) -> Tensor:
+        eps = self.config.rms_norm_eps
         banked: list[Source] = []
-        live: Source | None = Source(x, eps)
+        live = Source(x, eps)
         for layer in self.layers:
             h = layer.self_attention_res([*banked, live])
-            if layer.index % block == 0:
-                banked, live = [*banked, live], None
             o = layer.attention(h, where, stats)
-            live = Source(o if live is None else live.value + o, eps)
+            if layer.index % block == 0:
+                banked, live = [*banked, live], Source(o, eps)
+            else:
+                live = Source(live.value + o, eps)
             h = layer.mlp_res([*banked, live])
             live = Source(live.value + layer.ffn(h, stats), eps)
         return self.output_attn_res([*banked, live])

@@ -59,6 +59,8 @@ class Experts(nn.Module):
 
 
 class Router(nn.Module):
+    e_score_correction_bias: Tensor
+
     def __init__(self, c: ModelConfig) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(c.num_experts, c.hidden_size))

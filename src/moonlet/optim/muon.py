@@ -6,11 +6,12 @@ Per-head: projections with heads on their output rows (KDA q, k, v; MLA q_b or q
 and each block is orthogonalised alone; stacks of experts [E, rows, cols] likewise, one block an expert. All blocks of
 one shape go through Newton-Schulz as a single batch. AdamW: embeddings, head, norms, convolutions, pseudo-queries,
 A_log, dt_bias; weight decay only on embeddings and head. The router bias is a buffer and has no optimizer.
-Left out: sharding (train/distributed applies the same step to full gradients).
+Left out: sharding over machines.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -82,8 +83,9 @@ class MuonAdamW:
             p = self.params[name]
             by_shape.setdefault((p.numel() // p.shape[-1] // n, p.shape[-1]), []).append(name)
         parts = sorted(by_shape.values(), key=lambda names: -sum(grads[n].numel() for n in names))
-        tasks = [lambda names=names: self.muon(names, grads, scale * self.config.muon_lr) for names in parts]
-        tasks.append(lambda: self.adamw(grads, scale * self.config.adamw_lr))
+        muon_lr, adamw_lr = scale * self.config.muon_lr, scale * self.config.adamw_lr
+        tasks = [partial(self.muon, names, grads, muon_lr) for names in parts]
+        tasks.append(partial(self.adamw, grads, adamw_lr))
         list(run(lambda task: task(), tasks))
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ partial rollouts and stale data; every update is on fresh samples.
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -68,7 +68,7 @@ def draw_item(rng: random.Random, world: World) -> Item:
 def to_batch(episodes: list[Episode], gains: list[float]) -> dict[str, torch.Tensor]:
     """Right-padded rows: tokens, segments, loss (1 where the model chose), advantage, logprob."""
     longest = max(len(e.rollout.prompt) + len(e.rollout.ids) for e in episodes)
-    rows: dict[str, list[list[float]]] = {k: [] for k in ("tokens", "segments", "loss", "advantage", "logprob")}
+    rows: dict[str, list[Sequence[float]]] = {k: [] for k in ("tokens", "segments", "loss", "advantage", "logprob")}
     for episode, gain in zip(episodes, gains):
         r = episode.rollout
         before, after = len(r.prompt), longest - len(r.prompt) - len(r.ids)
@@ -85,9 +85,7 @@ def reward_groups(groups: list[list[Episode]], config: RLConfig, bonus: float, r
     if config.random_reward:
         return [[float(rng.random() < 0.5) for _ in group] for group in groups]
     return [
-        rewards(
-            [e.score for e in g], [e.tokens for e in g], call_bonus=bonus, length_penalty=config.length_penalty
-        )
+        rewards([e.score for e in g], [e.tokens for e in g], call_bonus=bonus, length_penalty=config.length_penalty)
         for g in groups
     ]
 
@@ -124,12 +122,7 @@ def train_rl(
         groups = [episodes[i : i + config.samples] for i in range(0, len(episodes), config.samples)]
         bonus = config.call_bonus * max(0.0, 1 - 2 * step / config.steps)
         scored = reward_groups(groups, config, bonus, rng)
-        pairs = [
-            (e, a)
-            for group, r in zip(groups, scored)
-            if max(r) > min(r)
-            for e, a in zip(group, advantages(r))
-        ]
+        pairs = [(e, a) for group, r in zip(groups, scored) if max(r) > min(r) for e, a in zip(group, advantages(r))]
         log = {
             "reward": mean(r for group in scored for r in group),
             "correct": mean(e.score.correct for e in episodes),

@@ -6,17 +6,20 @@ messages for scoring are parsed from the sampled ids, never the other way round.
 """
 
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 from moonlet.chat.parse import parse
+from moonlet.chat.types import Message, ToolCall
 from moonlet.chat.xtml import END, continuation, render
 from moonlet.data.tokenizer import Tokenizer
 from moonlet.engine.generate import Rollout, Sampling, generate_parallel
 from moonlet.model.model import Model
 from moonlet.quant.grids import rounded_experts
 from moonlet.tasks.base import Environment, Item, Score, environment, score
+
+GiveUp = Callable[[Item, str, str], bool]  # (item, tool, result): is the item lost, so that going on is a waste?
 
 
 @dataclass
@@ -25,7 +28,7 @@ class Episode:
 
     item: Item
     rollout: Rollout
-    messages: list[dict[str, Any]]
+    messages: list[Message]
     score: Score
     tokens: int
 
@@ -36,28 +39,31 @@ class Conversation:
 
     item: Item
     env: Environment
+    give_up: GiveUp | None = None
     start: int = 0
-    messages: list[dict[str, Any]] = field(default_factory=list)
+    messages: list[Message] = field(default_factory=list)
 
 
-def turn(tokenizer: Tokenizer, conversation: Conversation, ids: list[int]) -> dict[str, Any]:
+def turn(tokenizer: Tokenizer, conversation: Conversation, ids: list[int]) -> Message:
     """The assistant message of the turn that starts at `conversation.start`."""
     pieces = tokenizer.pieces(ids[conversation.start :])
     return parse(pieces, tools=conversation.item.tools)
 
 
-def answer(conversation: Conversation, message: dict[str, Any]) -> list[dict[str, Any]]:
+def answer(conversation: Conversation, message: Message) -> list[Message]:
     """Tool messages for the calls of a turn (an error for a malformed one); empty when the turn is final."""
     if message.get("tool_calls"):
-        results = []
+        results: list[Message] = []
         for call in message["tool_calls"]:
             name, arguments = call["function"]["name"], json.loads(call["function"]["arguments"])
             result = conversation.env.call(name, arguments)
+            if conversation.give_up is not None and conversation.give_up(conversation.item, name, result):
+                return []
             results.append({"role": "tool", "tool_call_id": call["id"], "name": name, "content": result})
         return results
     if message.get("malformed"):
-        call = {"id": "error:1", "type": "function", "function": {"name": "error", "arguments": "{}"}}
-        message["tool_calls"] = [call]
+        failed: ToolCall = {"id": "error:1", "type": "function", "function": {"name": "error", "arguments": "{}"}}
+        message["tool_calls"] = [failed]
         content = f"error: {message['malformed'][:40]}"
         return [{"role": "tool", "tool_call_id": "error:1", "name": "error", "content": content}]
     return []
@@ -71,9 +77,10 @@ def run(
     sampling: Sampling,
     pool: ThreadPoolExecutor,
     workers: int,
+    give_up: GiveUp | None = None,
 ) -> list[Episode]:
-    """One episode an item. A final answer, the token limit or a malformed end closes it."""
-    live = [Conversation(item, environment(item), messages=[*item.messages]) for item in items]
+    """One episode an item. A final answer, the token limit or `give_up` closes it."""
+    live = [Conversation(item, environment(item), give_up, messages=[*item.messages]) for item in items]
     prompts = [
         tokenizer.encode_segments(render(item.messages, item.tools, add_generation_prompt=True)) for item in items
     ]

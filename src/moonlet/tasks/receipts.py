@@ -88,3 +88,9 @@ def _allowed(parts: list[int]) -> bool:
     return not any(is_held_out(total) for total in totals) and not any(
         is_held_out_pair(before, "+", part) for (before, _), part in steps
     )
+
+
+def lost(item: Item, tool: str, result: str) -> bool:
+    """True when a sum came out that is no running total of the item: a digit was miscopied, the answer is wrong."""
+    totals = accumulate([item.meta["start"] or 0, *item.meta["amounts"]])
+    return tool == "calculator" and result not in {str(total) for total in totals}

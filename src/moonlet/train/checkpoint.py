@@ -40,8 +40,9 @@ def save(folder: Path, step: int, model: Model, optimizer: MuonAdamW | None, sta
             files.append("optim.safetensors")
         record = {**state, "step": step, "sha256": {f: sha256(tmp / f) for f in files}}
         (tmp / "state.json").write_text(json.dumps(record, indent=1))
-    for old in steps(folder)[:-KEEP]:
-        shutil.rmtree(old)
+    kept = [p for p in steps(folder) if int(p.name[5:]) <= step]  # later ones are torn: this run resumed below them
+    for path in {*steps(folder)} - {*kept[-KEEP:]}:
+        shutil.rmtree(path)
     return target
 
 

@@ -2,12 +2,13 @@
 
 Pretraining: copy drills, then the standard library's source and docstrings beside tiny-world texts and more drills;
 every document ends with [EOS]; what cannot be predicted (a random number's first appearance) is no target.
-SFT text, three phases of `tasks.mixture` conversations: "copy" (arguments and answers are the only targets, no tools
-declared: the slow skill, without the noise of the rest), "tool" (only what is good), "mixed" (habits RL must judge).
+SFT text, three phases of `tasks.mixture` conversations: "short" (one question, tools not declared, two a row: most
+practice a token for the slow skill, copying), "tool" (only what is good), "mixed" (habits that RL must judge).
 Everything is a function of the recipe's seeds. Held-out: each 50th document of either source, never trained on.
 """
 
 import random
+import re
 from collections.abc import Iterable, Iterator
 
 from moonlet.chat.types import Segment
@@ -16,16 +17,18 @@ from moonlet.data import shards, stdlib_text, tiny_world_text
 from moonlet.data import tokenizer as tokenizers
 from moonlet.data.drills import Piece
 from moonlet.data.shards import Rows
-from moonlet.data.tiny_world import World
+from moonlet.data.tiny_world import SYLLABLES, World
 from moonlet.data.tokenizer import Tokenizer
 from moonlet.tasks import mixture
 
 HELD_OUT_EVERY = 50
-COPY_WEIGHTS = {"arithmetic": 0.8, "lookup": 0.2}
-COPY_SEQ_LEN = 320  # holds two short conversations
+SHORT_WEIGHTS = {"arithmetic": 0.65, "lookup": 0.35}
+SHORT_SEQ_LEN = 320  # holds two short conversations
 
 
-def documents(world: World, stdlib_bytes: int, world_documents: int, seed: int) -> tuple[list[str], dict[str, list[str]]]:
+def documents(
+    world: World, stdlib_bytes: int, world_documents: int, seed: int
+) -> tuple[list[str], dict[str, list[str]]]:
     """Training documents, and the held-out ones by source."""
     sources = {
         "stdlib": stdlib_text.documents(stdlib_bytes),
@@ -37,33 +40,33 @@ def documents(world: World, stdlib_bytes: int, world_documents: int, seed: int) 
 
 
 def conversations(world: World, phase: str, count: int, seed: int) -> Iterator[list[Segment]]:
-    """`count` rendered training conversations of one phase: copy, tool or mixed."""
+    """`count` rendered training conversations of one phase: short, tool or mixed."""
     rng = random.Random(f"{phase} {seed}")
     for _ in range(count):
-        if phase == "copy":
-            messages, _ = mixture.conversation(rng, world, "tool", max_items=1, weights=COPY_WEIGHTS)
-            yield copies_only(render(messages))
+        if phase == "short":
+            messages, _ = mixture.conversation(rng, world, "tool", max_items=1, weights=SHORT_WEIGHTS)
+            yield render(messages)
         else:
             messages, tools = mixture.conversation(rng, world, phase, max_items=2)
             yield render(messages, tools)
 
 
-def copies_only(segments: list[Segment]) -> list[Segment]:
-    """The same conversation with the text of arguments and answers as its only targets."""
-    out = []
-    for i, s in enumerate(segments):
-        inside = s.loss and not s.special and segments[i - 1].text == "<|sep|>" and segments[i + 1].text == "<|close|>"
-        out.append(Segment(s.text, s.special, inside and segments[i + 2].text in ("argument", "response")))
-    return out
-
-
 def train_tokenizer(training: list[str], world: World, vocab_size: int, seed: int) -> Tokenizer:
-    """BPE on the documents and on the ordinary text of some conversations, so that markup is short."""
+    """BPE on the documents and on the ordinary text of some conversations, so that markup is short.
+
+    Invented names are shown syllable by syllable: left whole, those of the training text would become tokens of their
+    own, and copying them would teach nothing about a name met for the first time.
+    """
+    syllables = "|".join(sorted(SYLLABLES, key=len, reverse=True))
+    name = re.compile(rf"(?<![a-z])(?:{syllables}){{2,3}}(?![a-z])", re.IGNORECASE)
+
+    def apart(text: str) -> str:
+        return name.sub(lambda found: "\n".join(re.findall(syllables, found[0], re.IGNORECASE)), text)
 
     def texts() -> Iterator[str]:
-        yield from training
+        yield from map(apart, training)
         for segments in conversations(world, "tool", 2000, seed):
-            yield from (s.text for s in segments if not s.special)
+            yield from (apart(s.text) for s in segments if not s.special)
 
     return tokenizers.train(texts(), vocab_size)
 
@@ -84,10 +87,10 @@ def pretrain_rows(tokenizer: Tokenizer, documents: Iterable[list[Piece]], seq_le
 
 
 def sft_rows(tokenizer: Tokenizer, world: World, phase: str, count: int, seq_len: int, seed: int) -> Rows:
-    """`count` rows: one conversation each, or short ones packed in the copy phase; what is longer than `seq_len` tokens
-    is left out and another drawn."""
-    limit = min(seq_len, COPY_SEQ_LEN) if phase == "copy" else seq_len
-    wanted = 2 * count if phase == "copy" else count
+    """`count` rows: one conversation each, or short ones packed in the short phase; what is longer than `seq_len`
+    tokens is left out and another drawn."""
+    limit = min(seq_len, SHORT_SEQ_LEN) if phase == "short" else seq_len
+    wanted = 2 * count if phase == "short" else count
     encoded: list[tuple[list[int], list[int]]] = []
     for segments in conversations(world, phase, 2 * wanted, seed):
         ids, loss = tokenizer.encode_with_loss(segments)
@@ -95,4 +98,4 @@ def sft_rows(tokenizer: Tokenizer, world: World, phase: str, count: int, seq_len
             encoded.append((ids, loss))
         if len(encoded) == wanted:
             break
-    return (shards.pack if phase == "copy" else shards.one_a_row)(encoded, limit)
+    return (shards.pack if phase == "short" else shards.one_a_row)(encoded, limit)

@@ -2,7 +2,8 @@
 
 Counted: multiply-adds of matrix products, 2 FLOPs each, per token, forward; a training step is three times that
 (backward = two products for each one). KDA in tiles of C = 16: per head A_qk and A_kk (2 C K each), the inverse
-(12 C^2), W and U (2 C (K + V)), A_qk V~ (2 C V) and four products with the state (2 K V each). Left out: elementwise work.
+(12 C^2), W and U (2 C (K + V)), A_qk V~ (2 C V) and four products with the state (2 K V each). Left out:
+elementwise work.
 """
 
 import time

@@ -5,9 +5,10 @@ takes the same steps. Checkpoints are saved before anything is evaluated. `max_s
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -78,7 +79,8 @@ def train(
         skips = skips + 1 if log["skipped"] else 0
         if skips >= config.max_skips:
             raise FloatingPointError(
-                f"{config.name}: loss or gradient not finite {skips} steps in a row at step {step}; lower the learning rate"
+                f"{config.name}: loss or gradient not finite {skips} steps in a row at step {step}; "
+                "lower the learning rate"
             )
         log["tokens_per_second"] = tokens / seconds
         log["lr"] = scale * optimizer.config.muon_lr

@@ -6,9 +6,9 @@ fixed order, so a step is reproducible bit for bit. The loss is the mean over al
 built for targets only. A non-finite loss or gradient skips the update; the caller counts.
 """
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Callable
 
 import torch
 import torch.nn.functional as F
@@ -125,9 +125,7 @@ class Stepper:
             log["skipped"] = 1.0
             return log
         optimizer.step(grads, scale, self.pool.map)
-        max_logits = {
-            i: torch.stack([p.stats.max_logits[i] for p in parts]).amax(0) for i in parts[0].stats.max_logits
-        }
+        max_logits = {i: torch.stack([p.stats.max_logits[i] for p in parts]).amax(0) for i in parts[0].stats.max_logits}
         log["clipped_heads"] = float(qk_clip(model, max_logits, tau))
         if max_logits:
             log["max_logit"] = max(float(m.max()) for m in max_logits.values())
