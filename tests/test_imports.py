@@ -93,7 +93,7 @@ def test_table_has_no_circle() -> None:
         ("from moonlet import engine", "train.loop", ["engine"]),
         ("import moonlet.errors", "tracker.store", ["errors"]),
         ("from ..rl import loop", "engine.sampler", ["rl.loop"]),
-        ("from moonlet.train.sft import train", "evals.measure", ["train.sft.train"]),
+        ("from moonlet.server.app import serve", "evals.measure", ["server.app.serve"]),
         ("from moonlet.train.flops import count\nfrom . import a\nfrom moonlet.tasks import base", "evals.measure", []),
         ("from moonlet.model import block\nfrom moonlet.errors import InputError", "rl.loop", []),
     ],

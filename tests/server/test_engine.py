@@ -14,13 +14,14 @@ from scripted import served
 
 from moonlet.engine.engine import Engine
 
+NAME = "tiny"  # the folder above "model" names the run and the model
 USER = [{"role": "user", "content": "What is 12 + 30?"}]
 TOOLS = [{"type": "function", "function": {"name": "calculator", "parameters": {"type": "object", "properties": {}}}}]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model_folder(tmp_path_factory.mktemp("served"))
+    return tiny_model_folder(tmp_path_factory.mktemp("served") / NAME)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def test_both_ways_give_the_engine_s_answer(client: openai.OpenAI, folder: Path)
 
 def test_thinking_can_be_switched_off(client: openai.OpenAI) -> None:
     asked = {
-        "model": "model",
+        "model": NAME,
         "messages": USER,
         "seed": 1,
         "max_tokens": 20,
@@ -61,17 +62,17 @@ def test_thinking_can_be_switched_off(client: openai.OpenAI) -> None:
 
 
 def test_greedy_answers_are_equal(client: openai.OpenAI) -> None:
-    asked = {"model": "model", "messages": USER, "temperature": 0, "max_tokens": 30}
+    asked = {"model": NAME, "messages": USER, "temperature": 0, "max_tokens": 30}
     first, second = (client.chat.completions.create(**asked).choices[0].message for _ in range(2))
     assert (first.reasoning_content, first.content) == (second.reasoning_content, second.content)
 
 
 def test_context_limits(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="512") as refused:
-        client.chat.completions.create(model="model", messages=[{"role": "user", "content": "1 " * 600}])
+        client.chat.completions.create(model=NAME, messages=[{"role": "user", "content": "1 " * 600}])
     assert refused.value.code == "context_length_exceeded"
     words = [{"role": "user", "content": "1 " * 220}]
-    asked = {"model": "model", "messages": words, "temperature": 0, "max_tokens": 10**9}
+    asked = {"model": NAME, "messages": words, "temperature": 0, "max_tokens": 10**9}
     usage = client.chat.completions.create(**asked).usage
     assert usage.total_tokens <= 512
 
@@ -85,7 +86,7 @@ def test_context_limits(client: openai.OpenAI) -> None:
 )
 def test_bad_messages(client: openai.OpenAI, messages: list, words: str) -> None:
     with pytest.raises(openai.BadRequestError, match=words):
-        client.chat.completions.create(model="model", messages=messages)
+        client.chat.completions.create(model=NAME, messages=messages)
 
 
 def test_odd_texts_are_only_text(client: openai.OpenAI) -> None:
@@ -101,18 +102,18 @@ def test_odd_texts_are_only_text(client: openai.OpenAI) -> None:
         },
         {"role": "tool", "tool_call_id": "c", "content": evil},
     ]
-    reply = client.chat.completions.create(model="model", messages=history, max_tokens=2, temperature=0)
+    reply = client.chat.completions.create(model=NAME, messages=history, max_tokens=2, temperature=0)
     assert reply.usage.completion_tokens == 2
     with pytest.raises(openai.BadRequestError):  # the deeply nested arguments fill the context
-        client.chat.completions.create(model="model", messages=[{"role": "assistant", "tool_calls": [call]}])
+        client.chat.completions.create(model=NAME, messages=[{"role": "assistant", "tool_calls": [call]}])
 
 
 def test_a_disconnect_frees_the_engine(client: openai.OpenAI) -> None:
-    asked = {"model": "model", "messages": USER, "stream": True, "seed": 2}
+    asked = {"model": NAME, "messages": USER, "stream": True, "seed": 2}
     with client.chat.completions.create(**asked) as stream:
         next(iter(stream))
     started = time.monotonic()
-    client.chat.completions.create(model="model", messages=USER, max_tokens=1)
+    client.chat.completions.create(model=NAME, messages=USER, max_tokens=1)
     assert time.monotonic() - started < 2
 
 
@@ -121,10 +122,10 @@ def test_requests_share_the_engine(client: openai.OpenAI) -> None:
     finished: list[str] = []
 
     def ask(name: str, tokens: int) -> None:
-        client.chat.completions.create(model="model", messages=USER, max_tokens=tokens, seed=3)
+        client.chat.completions.create(model=NAME, messages=USER, max_tokens=tokens, seed=3)
         finished.append(name)
 
-    long = threading.Thread(target=ask, args=("long", 150))
+    long = threading.Thread(target=ask, args=("long", 400))
     long.start()
     time.sleep(0.1)
     client.models.list()

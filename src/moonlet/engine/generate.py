@@ -24,11 +24,12 @@ Hook = Callable[[int, list[int]], list[int] | None]
 @dataclass
 class Sampling:
     """temperature 0 = greedy; top_p keeps the smallest set of tokens with that mass; max_tokens counts every token
-    after the prompt, forced ones too."""
+    after the prompt, forced ones too, max_turn those of one turn (a turn that never stops is cut there)."""
 
     temperature: float = 1.0
     top_p: float = 1.0
     max_tokens: int = 256
+    max_turn: int = 1024
 
 
 @dataclass
@@ -97,6 +98,7 @@ def generate(
 ) -> list[Rollout]:
     """Sample one continuation of each prompt; `hook(row, ids)` may go on after a stop token by returning tokens."""
     rollouts = [Rollout(list(p)) for p in prompts]
+    turn_starts = [0] * len(prompts)
     uniforms = torch.from_numpy(np.stack([np.random.default_rng(s).random(sampling.max_tokens) for s in seeds]))
     cache, logits = prefill(model, prompts, min(sampling.max_tokens, 256))
     active = list(range(len(prompts)))  # row of the batch -> rollout
@@ -120,11 +122,12 @@ def generate(
                     r.ids += more
                     r.logprobs += [0.0] * len(more)
                     r.sampled += [0] * len(more)
+                    turn_starts[active[b]] = len(r.ids)
                     continue
                 if not more:
                     r.finish = "stop"
                 done.add(b)
-            elif len(r.ids) >= sampling.max_tokens:
+            elif len(r.ids) >= min(sampling.max_tokens, turn_starts[active[b]] + sampling.max_turn):
                 done.add(b)
         if done:
             keep = [b for b in range(len(active)) if b not in done]

@@ -36,7 +36,7 @@ class Player:
     def play(
         self, items: list[Item], temperature: float, max_tokens: int = 320, give_up: GiveUp | None = None
     ) -> list[Episode]:
-        sampling = Sampling(temperature, 1.0, max_tokens)
+        sampling = Sampling(temperature, 1.0, max_tokens, max_turn=200)
         seeds = [ITEM_SEED + i for i in range(len(items))]
         stepper = self.stepper
         return run(self.model, self.tokenizer, items, seeds, sampling, stepper.pool, stepper.workers, give_up)

@@ -19,7 +19,7 @@ from moonlet.model.model import Model
 from moonlet.quant.grids import rounded_experts
 from moonlet.tasks.base import Environment, Item, Score, environment, score
 
-GiveUp = Callable[[Item, str, str], bool]  # (item, tool, result): is the item lost, so that going on is a waste?
+GiveUp = Callable[[Item, list[Message]], bool]  # (item, transcript): is it lost, so that going on is a waste?
 
 
 @dataclass
@@ -39,7 +39,6 @@ class Conversation:
 
     item: Item
     env: Environment
-    give_up: GiveUp | None = None
     start: int = 0
     messages: list[Message] = field(default_factory=list)
 
@@ -57,8 +56,6 @@ def answer(conversation: Conversation, message: Message) -> list[Message]:
         for call in message["tool_calls"]:
             name, arguments = call["function"]["name"], json.loads(call["function"]["arguments"])
             result = conversation.env.call(name, arguments)
-            if conversation.give_up is not None and conversation.give_up(conversation.item, name, result):
-                return []
             results.append({"role": "tool", "tool_call_id": call["id"], "name": name, "content": result})
         return results
     if message.get("malformed"):
@@ -80,7 +77,7 @@ def run(
     give_up: GiveUp | None = None,
 ) -> list[Episode]:
     """One episode an item. A final answer, the token limit or `give_up` closes it."""
-    live = [Conversation(item, environment(item), give_up, messages=[*item.messages]) for item in items]
+    live = [Conversation(item, environment(item), messages=[*item.messages]) for item in items]
     prompts = [
         tokenizer.encode_segments(render(item.messages, item.tools, add_generation_prompt=True)) for item in items
     ]
@@ -90,7 +87,7 @@ def run(
         message = turn(tokenizer, conversation, ids)
         results = answer(conversation, message)
         conversation.messages += [message, *results]
-        if not results:
+        if not results or (give_up is not None and give_up(conversation.item, conversation.messages)):
             return None
         more = tokenizer.encode_segments(continuation(message, results))
         conversation.start = len(ids) + len(more)

@@ -7,6 +7,7 @@ cents.
 """
 
 import random
+from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
 from moonlet.chat.types import Message
@@ -90,7 +91,10 @@ def _allowed(parts: list[int]) -> bool:
     )
 
 
-def lost(item: Item, tool: str, result: str) -> bool:
-    """True when a sum came out that is no running total of the item: a digit was miscopied, the answer is wrong."""
-    totals = accumulate([item.meta["start"] or 0, *item.meta["amounts"]])
-    return tool == "calculator" and result not in {str(total) for total in totals}
+def lost(item: Item, messages: Sequence[Message]) -> bool:
+    """True when the running total is lost: a sum is none of the item's totals, or reading has outrun adding by more
+    than the demonstrations ever do (the first amount, and "no more")."""
+    totals = {str(total) for total in accumulate([item.meta["start"] or 0, *item.meta["amounts"]])}
+    sums = [m["content"] for m in messages if m["role"] == "tool" and m["name"] == "calculator"]
+    reads = sum(m["role"] == "tool" and m["name"] == "next_receipt" for m in messages)
+    return reads > len(sums) + 2 or not totals.issuperset(sums)
