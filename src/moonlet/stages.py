@@ -136,7 +136,7 @@ def tokenizer(c: Context) -> Record:
     practice = drills.drills(c.world, seed, r.data.drills)
     rows = corpus.pretrain_rows(made, practice, r.data.seq_len)
     rows.save(c.folder / "data" / "drills")
-    plain = [drills.unpredictable(text) for text in texts["training"]]
+    plain = [drills.predictable_targets(text) for text in texts["training"]]
     rows = corpus.pretrain_rows(made, [*plain, *practice[: len(plain) // 2]], r.data.seq_len)
     rows.save(c.folder / "data" / "pretrain")
     for phase, steps in sft_phases(r.sft):

@@ -2,7 +2,7 @@
 
 A drill is a list of (text, target) pieces; only the copies are targets. Numbers and names in a prompt are drawn at
 random, so no model can predict them, and their loss is noise: measured on the nano model (docs/log.md), 350 K tokens
-with every token a target taught 1% of pairs to be copied whole, with the copies alone as targets 98%. `unpredictable`
+with every token a target taught 1% of pairs to be copied whole, with the copies alone as targets 98%. `predictable_targets`
 applies the same rule to plain text. Only numbers and names that training may use (see tiny_world) appear. No torch.
 """
 
@@ -60,7 +60,7 @@ def _line(rng: random.Random, world: World, names: Sequence[str]) -> list[Piece]
     return [(prompt.format(**values), False), (copy.format(**values) + "\n", True)]
 
 
-def unpredictable(text: str) -> list[Piece]:
+def predictable_targets(text: str) -> list[Piece]:
     """Plain text as pieces: a number of two or more digits is a target only from its second appearance on."""
     pieces: list[Piece] = []
     seen: set[str] = set()
