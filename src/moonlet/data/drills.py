@@ -3,7 +3,8 @@
 A drill is a list of (text, target) pieces; only the copies are targets. Numbers and names in a prompt are drawn at
 random, so no model can predict them, and their loss is noise: measured on the nano model (docs/log.md), 350 K tokens
 with every token a target taught 1% of pairs to be copied whole, with the copies alone as targets 98%.
-`predictable_targets` applies the same rule to plain text. Only numbers and names that training may use (see tiny_world) appear. No torch.
+`predictable_targets` applies the same rule to plain text. Only numbers and names that
+training may use (see tiny_world) appear. No torch.
 """
 
 import random
