@@ -1,0 +1,94 @@
+"""The native kernels: plain C++ beside this file, compiled for this machine at first use, called through ctypes.
+
+The sources know nothing of torch: C functions on float pointers, so a build takes seconds, needs only a C++ compiler,
+and `-march=native` gives whatever vectors the processor has. The library lies in the user's cache folder under a hash
+of sources, compiler and processor. ctypes releases the interpreter lock, so worker threads run kernels side by side.
+`library()` is None where there is no compiler or MOONLET_NATIVE=0 is set; everything then runs in PyTorch, slower.
+Shapes and formulas stand in each .cpp beside the function; the truth of each is its twin in plain PyTorch.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+HERE = Path(__file__).parent
+FLAGS = ("-O3", "-march=native", "-ffast-math", "-fno-finite-math-only", "-std=c++17", "-shared", "-fPIC")
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels, built where need be; None where that is not possible (`why_not` tells)."""
+    return None if why_not() else ctypes.CDLL(str(built()))
+
+
+@functools.cache
+def why_not() -> str | None:
+    """None when the native kernels work here, else one line: the reason and the fix."""
+    if os.environ.get("MOONLET_NATIVE") == "0":
+        return "native kernels are off (MOONLET_NATIVE=0): training runs in plain PyTorch, several times slower"
+    if compiler() is None:
+        return "no C++ compiler: training runs in plain PyTorch, several times slower; install g++"
+    try:
+        built()
+    except (OSError, subprocess.CalledProcessError) as error:
+        detail = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        return f"the native kernels do not compile here ({detail[0] if detail else error}): training is slower"
+    return None
+
+
+def compiler() -> str | None:
+    return next((path for name in ("g++", "c++", "clang++") if (path := shutil.which(name))), None)
+
+
+@functools.cache
+def built() -> Path:
+    """Path of the shared library for these sources, this compiler and this processor."""
+    sources = sorted(HERE.glob("*.cpp"))
+    command = [str(compiler()), *FLAGS]
+    version = subprocess.run([command[0], "--version"], check=True, capture_output=True, text=True).stdout
+    key = hashlib.sha256("\n".join([*command, version, processor()]).encode())
+    for path in [*sources, *sorted(HERE.glob("*.h"))]:
+        key.update(path.read_bytes())
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moonlet"
+    path = folder / f"kernels-{key.hexdigest()[:16]}.so"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:  # whole or not at all, whoever else builds now
+            made = Path(scratch) / path.name
+            subprocess.run(
+                [*command, *map(str, sources), "-o", str(made), "-lm"], check=True, capture_output=True, text=True
+            )
+            made.replace(path)
+    return path
+
+
+def processor() -> str:
+    """What `-march=native` depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine() + platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
+
+
+def usable(*tensors: Tensor | None) -> bool:
+    """True when the kernels can take these: fp32 on the CPU, and a library is there."""
+    there = (t for t in tensors if t is not None)
+    return all(t.device.type == "cpu" and t.dtype == torch.float32 for t in there) and library() is not None
+
+
+def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
+    """Address of a contiguous tensor's data; NULL for None."""
+    if tensor is None:
+        return ctypes.c_void_p(None)
+    assert tensor.is_contiguous()
+    return ctypes.c_void_p(tensor.data_ptr())
