@@ -28,7 +28,8 @@ from moonlet.files import write_atomic, write_json
 
 PATTERN = (
     r"\p{Han}+"
-    r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}&&[^\p{Han}]]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}&&[^\p{Han}\p{Lu}]][\p{L}\p{M}&&[^\p{Han}]]*"
+    r"|\p{Lu}[\p{L}\p{M}&&[^\p{Han}]]*"
     r"|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s{0,64}[\r\n]+"

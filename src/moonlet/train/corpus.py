@@ -17,13 +17,14 @@ from moonlet.data import shards, stdlib_text, tiny_world_text
 from moonlet.data import tokenizer as tokenizers
 from moonlet.data.drills import Piece
 from moonlet.data.shards import Rows
-from moonlet.data.tiny_world import SYLLABLES, World
+from moonlet.data.tiny_world import SYLLABLES, WORDS, World
 from moonlet.data.tokenizer import Tokenizer
 from moonlet.tasks import mixture
 
 HELD_OUT_EVERY = 50
 SHORT_WEIGHTS = {"arithmetic": 0.65, "lookup": 0.35}
 SHORT_SEQ_LEN = 320  # holds two short conversations
+SYLLABLE_REPEATS, WORD_REPEATS = 4000, 400
 
 
 def documents(
@@ -55,15 +56,19 @@ def train_tokenizer(training: list[str], world: World, vocab_size: int, seed: in
     """BPE on the documents and on the ordinary text of some conversations, so that markup is short.
 
     Invented names are shown syllable by syllable: left whole, those of the training text would become tokens of their
-    own, and copying them would teach nothing about a name met for the first time.
+    own, and copying them would teach nothing about a name met for the first time. The syllables and the words that the
+    lookup tool answers with are added often enough to become one token each, wherever they stand.
     """
-    syllables = "|".join(sorted(SYLLABLES, key=len, reverse=True))
+    syllables = "|".join(SYLLABLES)
     name = re.compile(rf"(?<![a-z])(?:{syllables}){{2,3}}(?![a-z])", re.IGNORECASE)
+    parts = [*SYLLABLES, *(s.capitalize() for s in SYLLABLES)]
 
     def apart(text: str) -> str:
         return name.sub(lambda found: "\n".join(re.findall(syllables, found[0], re.IGNORECASE)), text)
 
     def texts() -> Iterator[str]:
+        yield "\n".join(parts * SYLLABLE_REPEATS)
+        yield "\n".join([word for words in WORDS.values() for word in words] * WORD_REPEATS)
         yield from map(apart, training)
         for segments in conversations(world, "tool", 2000, seed):
             yield from (apart(s.text) for s in segments if not s.special)
