@@ -155,6 +155,15 @@ def test_gate(K: int, lower: float | None) -> None:
     same(native_kda_gate, kda_gate, [raw * 4, bias, A_log / 3], lower)
 
 
+@pytest.mark.parametrize("lower", [None, -5.0])
+def test_gate_is_exact_for_each_z(lower: float | None) -> None:
+    """Small decays matter as much as large ones: here every value by itself, 1e-6 being some 8 roundings."""
+    raw, zero = torch.linspace(-60, 60, 1203).view(1, 1, -1), torch.zeros(1203)
+    got = native_kda_gate(raw, zero, torch.zeros(1), lower)
+    truth = kda_gate(raw.double(), zero.double(), torch.zeros(1).double(), lower)
+    assert ((got - truth) / truth).abs().max() < 1e-6
+
+
 FORMS = {"k3": k3, "kimi_linear": kimi_linear}
 
 

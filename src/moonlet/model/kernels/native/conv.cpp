@@ -76,14 +76,18 @@ EXPORT void conv_backward(const float* x, const float* taps, const float* past, 
     const int C = 3 * H * K;
     const Rows in{x, past, segments, T, C, width};
     thread_local std::vector<float> scratch;
-    scratch.resize(3 * size_t(C));
-    float *__restrict z = scratch.data(), *__restrict s = z + C, *__restrict dz = s + C;
+    scratch.resize(4 * size_t(C));
+    float *__restrict z = scratch.data(), *__restrict gate = z + C;
+    float *__restrict s = gate + C, *__restrict dz = s + C;
     const float* const grads[3] = {d_q, d_k, d_v};
     std::fill(d_taps, d_taps + size_t(width) * C, 0.0f);
     for (int b = 0; b < B; b++)
         for (int t = 0; t < T; t++) {
             convolve(in, taps, b, t, z);
-            for (int c = 0; c < C; c++) s[c] = z[c] * fast_sigmoid(z[c]);
+            for (int c = 0; c < C; c++) {
+                gate[c] = fast_sigmoid(z[c]);
+                s[c] = z[c] * gate[c];
+            }
             for (int part = 0; part < 3; part++)
                 for (int h = 0; h < H; h++) {
                     const float* __restrict from = s + (part * H + h) * K;
@@ -97,10 +101,7 @@ EXPORT void conv_backward(const float* x, const float* taps, const float* past, 
                     }
                     for (int i = 0; i < K; i++) ds[i] = scale * dy[i] - along * from[i];
                 }
-            for (int c = 0; c < C; c++) {
-                const float gate = fast_sigmoid(z[c]);
-                dz[c] *= gate * (1.0f + z[c] * (1.0f - gate));
-            }
+            for (int c = 0; c < C; c++) dz[c] *= gate[c] * (1.0f + z[c] * (1.0f - gate[c]));
             float* __restrict here = dx + (size_t(b) * T + t) * C;
             const float* __restrict tap = taps + size_t(width - 1) * C;
             for (int c = 0; c < C; c++) here[c] = dz[c] * tap[c];

@@ -5,7 +5,6 @@
 //
 // Shapes: x, gate, y [rows, V], one row a head of a token; w [V]. Backward starts again from x and gate.
 #include <algorithm>
-#include <vector>
 
 #include "fastmath.h"
 
@@ -15,6 +14,21 @@ float root(const float* __restrict x, float eps, int V) {
     float sum = 0;
     for (int i = 0; i < V; i++) sum += x[i] * x[i];
     return 1.0f / std::sqrt(sum / V + eps);
+}
+
+void row_back(const float* __restrict x, const float* __restrict w, const float* __restrict gate,
+              const float* __restrict dy, float* __restrict dx, float* __restrict dw, float* __restrict dz, float r,
+              int V) {
+    float along = 0;
+    for (int i = 0; i < V; i++) {
+        const float s = fast_sigmoid(gate[i]), n = dy[i] * s, normed = x[i] * r, dn = n * w[i];
+        dw[i] += n * normed;
+        dz[i] = dn * normed * (1.0f - s);
+        dx[i] = dn;
+        along += dn * x[i];
+    }
+    along *= r * r / V;
+    for (int i = 0; i < V; i++) dx[i] = r * (dx[i] - x[i] * along);
 }
 
 }  // namespace
@@ -32,20 +46,6 @@ EXPORT void gated_norm_forward(const float* x, const float* weight, const float*
 EXPORT void gated_norm_backward(const float* x, const float* weight, const float* gate, const float* dy, float* dx,
                                 float* d_weight, float* d_gate, float eps, int rows, int V) {
     std::fill(d_weight, d_weight + V, 0.0f);
-    for (size_t at = 0; at < size_t(rows) * V; at += V) {
-        const float *__restrict from = x + at, *__restrict z = gate + at, *__restrict w = weight;
-        const float* __restrict grad = dy + at;
-        float *__restrict to = dx + at, *__restrict dz = d_gate + at, *__restrict dw = d_weight;
-        const float r = root(from, eps, V);
-        float along = 0;
-        for (int i = 0; i < V; i++) {
-            const float s = fast_sigmoid(z[i]), n = grad[i] * s, normed = from[i] * r;
-            dw[i] += n * normed;
-            dz[i] = n * w[i] * normed * (1.0f - s);
-            to[i] = n * w[i];
-            along += to[i] * from[i];
-        }
-        along *= r * r / V;
-        for (int i = 0; i < V; i++) to[i] = r * (to[i] - from[i] * along);
-    }
+    for (size_t at = 0; at < size_t(rows) * V; at += V)
+        row_back(x + at, weight, gate + at, dy + at, dx + at, d_weight, d_gate + at, root(x + at, eps, V), V);
 }

@@ -25,6 +25,27 @@ inline float softplus(float z) {
     return (z > 0 ? z : 0.0f) + 2.0f * w * p;
 }
 
+// One head of one token; db and da [K] are added to.
+void bounded_back(const float* __restrict raw, const float* __restrict bias, const float* __restrict dg,
+                  float* __restrict d_raw, float* __restrict db, float* __restrict da, float A, float lower, int K) {
+    for (int i = 0; i < K; i++) {
+        const float z = raw[i] + bias[i], s = fast_sigmoid(A * z), dz = lower * A * s * (1.0f - s) * dg[i];
+        d_raw[i] = dz;
+        db[i] += dz;
+        da[i] += z * dz;
+    }
+}
+
+void unbounded_back(const float* __restrict raw, const float* __restrict bias, const float* __restrict dg,
+                    float* __restrict d_raw, float* __restrict db, float* __restrict da, float A, int K) {
+    for (int i = 0; i < K; i++) {
+        const float z = raw[i] + bias[i], dz = -A * fast_sigmoid(z) * dg[i];
+        d_raw[i] = dz;
+        db[i] += dz;
+        da[i] -= A * softplus(z) * dg[i];
+    }
+}
+
 }  // namespace
 
 EXPORT void kda_gate_forward(const float* raw, const float* bias, const float* A_log, float* g, int bounded,
@@ -50,23 +71,11 @@ EXPORT void kda_gate_backward(const float* raw, const float* bias, const float* 
         for (int h = 0; h < H; h++) {
             const float A = std::exp(A_log[h]);
             const size_t at = (size_t(t) * H + h) * K;
-            const float *__restrict from = raw + at, *__restrict b = bias + h * K, *__restrict grad = dg + at;
-            float *__restrict to = d_raw + at, *__restrict db = d_bias + h * K, *__restrict da = &scratch[h * K];
+            float *db = d_bias + h * K, *da = scratch.data() + h * K;
             if (bounded)
-                for (int i = 0; i < K; i++) {
-                    const float z = from[i] + b[i], s = fast_sigmoid(A * z);
-                    const float dz = lower * A * s * (1.0f - s) * grad[i];
-                    to[i] = dz;
-                    db[i] += dz;
-                    da[i] += z * dz;
-                }
+                bounded_back(raw + at, bias + h * K, dg + at, d_raw + at, db, da, A, lower, K);
             else
-                for (int i = 0; i < K; i++) {
-                    const float z = from[i] + b[i], dz = -A * fast_sigmoid(z) * grad[i];
-                    to[i] = dz;
-                    db[i] += dz;
-                    da[i] -= A * softplus(z) * grad[i];
-                }
+                unbounded_back(raw + at, bias + h * K, dg + at, d_raw + at, db, da, A, K);
         }
     for (int h = 0; h < H; h++) {
         d_A_log[h] = 0.0f;
