@@ -8,6 +8,7 @@
 Shapes: x [B, T, d]; q, k, v, g [B, T, H, K]; beta [B, T, H]. L2norm: x / sqrt(sum x^2 + 1e-6), then q * K^-0.5.
 Packed rows: convolution and state restart where `segments` changes. With a cache, `valid` marks real tokens of a
 right-padded block: padding gets g = 0, beta = 0 and leaves the state untouched.
+Every operator exists twice: in plain PyTorch, and in C++ for fp32 on a CPU (`kernels/native`), with the same arguments.
 """
 
 import math
@@ -18,8 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moonlet.model.config import ModelConfig
+from moonlet.model.kernels.conv import conv_qkv, native_conv_qkv
+from moonlet.model.kernels.gated_norm import gated_norm, native_gated_norm
 from moonlet.model.kernels.kda.chunk import chunk_kda
+from moonlet.model.kernels.kda.gate import kda_gate, native_kda_gate
 from moonlet.model.kernels.kda.naive import step
+from moonlet.model.kernels.kda.native import native_kda
+from moonlet.model.kernels.native import usable
 from moonlet.model.norm import RMSNorm
 
 
@@ -29,26 +35,6 @@ class KDAState:
 
     S: Tensor
     conv: Tensor
-
-
-def short_conv(x: Tensor, weight: Tensor, past: Tensor | None, segments: Tensor | None) -> Tensor:
-    """Causal depthwise convolution + SiLU. x [B, T, C], weight [C, width], past [B, width-1, C] (zeros if None)."""
-    width, T = weight.shape[1], x.shape[1]
-    padded = F.pad(x, (0, 0, width - 1, 0)) if past is None else torch.cat([past, x], dim=1)
-    if segments is None:
-        y = F.conv1d(padded.transpose(1, 2), weight.unsqueeze(1), groups=weight.shape[0]).transpose(1, 2)
-        return F.silu(y)
-    y = x * weight[:, -1]
-    for back in range(1, width):  # a tap may not look across a document border
-        same = torch.zeros_like(segments, dtype=torch.bool)
-        same[:, back:] = segments[:, back:] == segments[:, :-back]
-        tap = padded[:, width - 1 - back : width - 1 - back + T]
-        y = torch.addcmul(y, tap * same.unsqueeze(-1), weight[:, width - 1 - back])
-    return F.silu(y)
-
-
-def l2norm(x: Tensor) -> Tensor:
-    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
 
 
 class KDA(nn.Module):
@@ -85,39 +71,35 @@ class KDA(nn.Module):
             if self.lower_bound is None:
                 self.A_log.uniform_(1, 16, generator=generator).log_()
 
-    def decay(self, x: Tensor) -> Tensor:
-        """Log decay g [B, T, H, K] <= 0, fp32."""
-        z = (self.f_b_proj(self.f_a_proj(x)).float() + self.dt_bias).unflatten(-1, (self.num_heads, self.head_dim))
-        A = self.A_log.float().exp().unsqueeze(-1)
-        if self.lower_bound is None:
-            return -A * F.softplus(z)
-        return self.lower_bound * torch.sigmoid(A * z)
-
     def forward(
         self, x: Tensor, segments: Tensor | None = None, state: KDAState | None = None, valid: Tensor | None = None
     ) -> Tensor:
         """x [B, T, d] -> [B, T, d]; `state` is read and updated in place of its fields."""
-        T, H, K = x.shape[1], self.num_heads, self.head_dim
+        native = usable(x)
         qkv = F.linear(x, torch.cat([self.q_proj.weight, self.k_proj.weight, self.v_proj.weight]))
         taps = torch.cat([self.q_conv1d.weight, self.k_conv1d.weight, self.v_conv1d.weight]).squeeze(1)
-        mixed = short_conv(qkv, taps, None if state is None else state.conv, segments)
-        q, k, v = mixed.float().unflatten(-1, (3, H, K)).unbind(2)
-        q, k = l2norm(q) * K**-0.5, l2norm(k)
-        g, beta = self.decay(x), torch.sigmoid(self.b_proj(x).float())
+        past, S = (None, None) if state is None else (state.conv, state.S)
+        q, k, v = (native_conv_qkv if native else conv_qkv)(qkv, taps, past, segments, self.num_heads)
+        raw = self.f_b_proj(self.f_a_proj(x)).float()
+        g = (native_kda_gate if native else kda_gate)(raw, self.dt_bias, self.A_log.float(), self.lower_bound)
+        beta = torch.sigmoid(self.b_proj(x).float())
         if valid is not None:
             g, beta = g * valid[:, :, None, None], beta * valid[:, :, None]
-        if state is None:
-            o, _ = chunk_kda(q, k, v, g, beta, None, segments, pairwise=self.lower_bound is None)
-        elif T == 1:
-            o, state.S = step(q[:, 0], k[:, 0], v[:, 0], g[:, 0], beta[:, 0], state.S)
-            o = o.unsqueeze(1)
-        else:
-            o, state.S = chunk_kda(q, k, v, g, beta, state.S, None, pairwise=self.lower_bound is None)
+        o, S = (native_kda if native else self.plain_kda)(q, k, v, g, beta, S, segments)
         if state is not None:
-            state.conv = conv_tail(state.conv, qkv, valid)
+            state.S, state.conv = S, conv_tail(state.conv, qkv, valid)
         gate = self.g_proj(x) if hasattr(self, "g_proj") else self.g_b_proj(self.g_a_proj(x))
-        o = self.o_norm(o).flatten(2) * torch.sigmoid(gate.float())
+        o = (native_gated_norm if native else gated_norm)(o, self.o_norm.weight, gate.float(), self.o_norm.eps)
         return self.o_proj(o.to(x.dtype))
+
+    def plain_kda(
+        self, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, S: Tensor | None, segments: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The recurrence for one token, tiles for more: -> o [B, T, H, V], state [B, H, K, V]."""
+        if S is None or q.shape[1] > 1:
+            return chunk_kda(q, k, v, g, beta, S, segments, pairwise=self.lower_bound is None)
+        o, S = step(q[:, 0], k[:, 0], v[:, 0], g[:, 0], beta[:, 0], S)
+        return o.unsqueeze(1), S
 
 
 def conv_tail(past: Tensor, new: Tensor, valid: Tensor | None) -> Tensor:

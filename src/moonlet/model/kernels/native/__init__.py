@@ -21,7 +21,10 @@ import torch
 from torch import Tensor
 
 HERE = Path(__file__).parent
-FLAGS = ("-O3", "-march=native", "-ffast-math", "-fno-finite-math-only", "-std=c++17", "-shared", "-fPIC")
+# What -ffast-math allows, by name: with -ffast-math itself, GCC before 13 links code into the library that turns off
+# denormal numbers for the whole process. Infinities and NaN keep their meaning.
+MATH = ("-fassociative-math", "-freciprocal-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno")
+FLAGS = ("-O3", "-march=native", *MATH, "-ffp-contract=fast", "-std=c++17", "-shared", "-fPIC")
 
 
 @functools.cache
@@ -92,3 +95,16 @@ def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
         return ctypes.c_void_p(None)
     assert tensor.is_contiguous()
     return ctypes.c_void_p(tensor.data_ptr())
+
+
+def call(name: str, *arguments: Tensor | float | None) -> None:
+    """Runs a kernel: tensors (or None) go as addresses of their data, whole numbers as int, others as float."""
+    kernels = library()
+    assert kernels is not None
+    getattr(kernels, name)(*map(argument, arguments))
+
+
+def argument(value: Tensor | float | None) -> ctypes.c_void_p | ctypes.c_int | ctypes.c_float:
+    if isinstance(value, int):
+        return ctypes.c_int(value)
+    return ctypes.c_float(value) if isinstance(value, float) else pointer(value)
