@@ -71,6 +71,7 @@ class Pretrain(Section):
     steps: int = Field(200, ge=1, description="optimiser steps")
     drill_share: float = Field(0.5, ge=0, le=1, description="first part of the steps, on copy drills alone")
     rows: int = Field(8, ge=1, description="rows of data.seq_len tokens in a batch")
+    recall_start: bool = Field(True, description="KDA layers begin as a memory of what followed each token")
     gate: float = Field(3.0, gt=0, description="held-out bits a byte that the stage must reach to pass")
 
 
@@ -96,6 +97,7 @@ class Rl(Section):
     adamw_lr: float = Field(0.0003, gt=0, le=1, description="peak learning rate of all else")
     call_bonus: float = Field(0.1, ge=0, lt=1, description="reward of a valid call, gone after half of the steps")
     length_penalty: float = Field(0.5, ge=0, le=1, description="most that a long right answer loses to its siblings")
+    needless_cost: float = Field(0.3, ge=0, le=1, description="what a right answer loses for a call that cannot help")
     log_ratio_low: float = Field(-0.7, lt=0, description="log-ratio below which a token gives no gradient")
     log_ratio_high: float = Field(0.7, gt=0, description="log-ratio above which a token gives no gradient")
     tau: float = Field(0.01, ge=0, description="weight of the squared log-ratio")

@@ -27,6 +27,7 @@ from moonlet.evals.suites import Player
 from moonlet.files import write_json
 from moonlet.model.config import ModelConfig, for_depth
 from moonlet.model.model import Model
+from moonlet.model.recall import start_with_recall
 from moonlet.optim.muon import MuonAdamW, OptimConfig, muon_blocks
 from moonlet.progress import Board
 from moonlet.quant.grids import rounded_experts
@@ -154,6 +155,8 @@ def sft_phases(s: Sft) -> list[tuple[str, int]]:
 def pretrain(c: Context) -> Record:
     r = c.recipe
     model = Model(c.config).init_weights(r.run.seed)
+    if r.pretrain.recall_start:
+        start_with_recall(model, r.run.seed)
     optimizer = c.optimizer(model, r.optim.muon_lr, r.optim.adamw_lr, r.optim.weight_decay)
     first = round(r.pretrain.steps * r.pretrain.drill_share)
     phases = [("drills", first), ("pretrain", r.pretrain.steps - first)]
@@ -191,6 +194,7 @@ def rl_config(c: Context) -> RLConfig:
         max_tokens=r.max_tokens,
         call_bonus=r.call_bonus,
         length_penalty=r.length_penalty,
+        needless_cost=r.needless_cost,
         low=r.log_ratio_low,
         high=r.log_ratio_high,
         tau=r.tau,

@@ -10,7 +10,7 @@ from moonlet.tasks.rewards import rewards
 
 
 def make(correct: bool, abstained: bool, calls: int, honesty: bool, easy: bool) -> Score:
-    return Score(correct, abstained, not (correct or abstained), calls, calls, 0, honesty, easy)
+    return Score(correct, abstained, not (correct or abstained), calls, calls, calls * easy, honesty, easy)
 
 
 @st.composite
@@ -26,10 +26,12 @@ def groups(draw: st.DrawFn) -> tuple[list[Score], list[int]]:
     return scores, tokens
 
 
-@given(groups(), st.floats(0, 0.99), st.floats(0, 3))
-def test_right_stays_above_wrong(group: tuple[list[Score], list[int]], bonus: float, penalty: float) -> None:
+@given(groups(), st.floats(0, 0.99), st.floats(0, 3), st.floats(0, 3))
+def test_right_stays_above_wrong(
+    group: tuple[list[Score], list[int]], bonus: float, penalty: float, cost: float
+) -> None:
     scores, tokens = group
-    got = rewards(scores, tokens, call_bonus=bonus, length_penalty=penalty)
+    got = rewards(scores, tokens, call_bonus=bonus, length_penalty=penalty, needless_cost=cost)
     right = [reward for reward, score in zip(got, scores) if score.correct]
     wrong = [reward for reward, score in zip(got, scores) if not score.correct]
     assert len(got) == len(scores)
@@ -61,6 +63,12 @@ def test_honest_answers_in_order(group: tuple[list[Score], list[int]], bonus: fl
         assert reward == (1 if score.correct else lost) + extra
 
 
+def test_a_needless_call_costs_a_right_answer_something() -> None:
+    called, direct, wrong = (make(right, False, calls, False, True) for right, calls in ((True, 1), (True, 0), (False, 1)))
+    got = rewards([called, direct, wrong], [50, 50, 50], call_bonus=0.1, needless_cost=0.3)
+    assert got == pytest.approx([0.7, 1.0, 0.0])
+
+
 def test_example() -> None:
     """The median is that of the right answers: however long the wrong ones are, the third is half above it."""
     right, wrong = make(True, False, 1, False, False), make(False, False, 3, False, False)
@@ -69,7 +77,7 @@ def test_example() -> None:
     assert got == pytest.approx([1.1, 1.1, 1.0, 0.1, 0.1])
 
 
-@pytest.mark.parametrize("options", [{"call_bonus": 1.0}, {"call_bonus": -0.1}, {"length_penalty": -1.0}])
+@pytest.mark.parametrize("options", [{"call_bonus": 1.0}, {"call_bonus": -0.1}, {"length_penalty": -1.0}, {"needless_cost": -0.1}])
 def test_bad_options(options: dict[str, float]) -> None:
     with pytest.raises(InputError):
         rewards([make(True, False, 0, False, False)], [1], **options)

@@ -65,10 +65,9 @@ class KDA(nn.Module):
 
     def init_gates(self, generator: torch.Generator) -> None:
         """dt log-uniform in [1e-3, 1e-1] through the inverse softplus; A_log 0 (bounded gate) or log U(1, 16)."""
-        dt = torch.empty_like(self.dt_bias).uniform_(math.log(1e-3), math.log(1e-1), generator=generator).exp()
-        with torch.no_grad():
-            self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
-            if self.lower_bound is None:
+        set_decay(self.dt_bias, (1e-3, 1e-1), generator)
+        if self.lower_bound is None:
+            with torch.no_grad():
                 self.A_log.uniform_(1, 16, generator=generator).log_()
 
     def forward(
@@ -100,6 +99,13 @@ class KDA(nn.Module):
             return chunk_kda(q, k, v, g, beta, S, segments, pairwise=self.lower_bound is None)
         o, S = step(q[:, 0], k[:, 0], v[:, 0], g[:, 0], beta[:, 0], S)
         return o.unsqueeze(1), S
+
+
+@torch.no_grad()
+def set_decay(dt_bias: Tensor, bounds: tuple[float, float], generator: torch.Generator) -> None:
+    """Fill `dt_bias` so that softplus(dt_bias) is log-uniform in `bounds`."""
+    dt = torch.empty_like(dt_bias).uniform_(*map(math.log, bounds), generator=generator).exp()
+    dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
 
 
 def conv_tail(past: Tensor, new: Tensor, valid: Tensor | None) -> Tensor:

@@ -46,6 +46,7 @@ class RLConfig:
     max_tokens: int = 320
     call_bonus: float = 0.1
     length_penalty: float = 0.3
+    needless_cost: float = 0.3
     low: float = -0.7
     high: float = 0.7
     tau: float = 0.01
@@ -84,10 +85,8 @@ def to_batch(episodes: list[Episode], gains: list[float]) -> dict[str, torch.Ten
 def reward_groups(groups: list[list[Episode]], config: RLConfig, bonus: float, rng: random.Random) -> list[list[float]]:
     if config.random_reward:
         return [[float(rng.random() < 0.5) for _ in group] for group in groups]
-    return [
-        rewards([e.score for e in g], [e.tokens for e in g], call_bonus=bonus, length_penalty=config.length_penalty)
-        for g in groups
-    ]
+    weights = {"length_penalty": config.length_penalty, "needless_cost": config.needless_cost}
+    return [rewards([e.score for e in g], [e.tokens for e in g], call_bonus=bonus, **weights) for g in groups]
 
 
 def train_rl(
