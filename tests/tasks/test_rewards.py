@@ -64,7 +64,9 @@ def test_honest_answers_in_order(group: tuple[list[Score], list[int]], bonus: fl
 
 
 def test_a_needless_call_costs_a_right_answer_something() -> None:
-    called, direct, wrong = (make(right, False, calls, False, True) for right, calls in ((True, 1), (True, 0), (False, 1)))
+    called, direct, wrong = (
+        make(right, False, calls, False, True) for right, calls in ((True, 1), (True, 0), (False, 1))
+    )
     got = rewards([called, direct, wrong], [50, 50, 50], call_bonus=0.1, needless_cost=0.3)
     assert got == pytest.approx([0.7, 1.0, 0.0])
 
@@ -77,7 +79,9 @@ def test_example() -> None:
     assert got == pytest.approx([1.1, 1.1, 1.0, 0.1, 0.1])
 
 
-@pytest.mark.parametrize("options", [{"call_bonus": 1.0}, {"call_bonus": -0.1}, {"length_penalty": -1.0}, {"needless_cost": -0.1}])
+@pytest.mark.parametrize(
+    "options", [{"call_bonus": 1.0}, {"call_bonus": -0.1}, {"length_penalty": -1.0}, {"needless_cost": -0.1}]
+)
 def test_bad_options(options: dict[str, float]) -> None:
     with pytest.raises(InputError):
         rewards([make(True, False, 0, False, False)], [1], **options)

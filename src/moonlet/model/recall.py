@@ -8,8 +8,6 @@ from a plain random start comes only after a long plateau (measured: docs/log.md
 else afterwards, and the architecture is untouched. Leaves out MLA, whose keys learn from what the KDA layers give them.
 """
 
-import math
-
 import torch
 
 from moonlet.model.kda import KDA, set_decay
