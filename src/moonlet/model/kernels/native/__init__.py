@@ -21,7 +21,10 @@ import torch
 from torch import Tensor
 
 HERE = Path(__file__).parent
-FLAGS = ("-O3", "-march=native", "-ffast-math", "-fno-finite-math-only", "-std=c++17", "-shared", "-fPIC")
+# The parts of -ffast-math that vectorise sums. The whole of it would link start-up code that makes the thread which
+# loads the library flush small numbers to zero, in PyTorch's operators too.
+MATH = ("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math", "-freciprocal-math")
+FLAGS = ("-O3", "-march=native", *MATH, "-std=c++17", "-shared", "-fPIC")
 
 
 @functools.cache
@@ -92,3 +95,12 @@ def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
         return ctypes.c_void_p(None)
     assert tensor.is_contiguous()
     return ctypes.c_void_p(tensor.data_ptr())
+
+
+def call(name: str, *arguments: Tensor | float | None) -> None:
+    """Runs a kernel: tensors go as addresses of their data (NULL for None), numbers as C ints and floats."""
+    kernels = library()
+    assert kernels is not None
+    getattr(kernels, name)(
+        *(ctypes.c_float(a) if isinstance(a, float) else a if isinstance(a, int) else pointer(a) for a in arguments)
+    )
