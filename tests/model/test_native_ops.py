@@ -22,6 +22,7 @@ from moonlet.model.kernels.experts import routed_experts, routed_torch
 from moonlet.model.kernels.glu import joint_glu, sigmoid_gate
 from moonlet.model.kernels.rms_norm import rms_norm
 from moonlet.model.norm import SiTU
+from moonlet.optim.muon import newton_schulz, newton_schulz_torch
 from moonlet.train.step import Batch, compute, cross_entropy
 
 BOUND = 2e-6
@@ -206,6 +207,16 @@ def test_cross_entropy_once_only_and_empty() -> None:
     none = normal(0, 6).requires_grad_()
     loss = summed_cross_entropy(none, torch.zeros(0, dtype=torch.long))
     assert float(loss) == 0 and torch.autograd.grad(loss, none)[0].shape == (0, 6)
+
+
+@pytest.mark.parametrize(
+    "shape", [(3, 4, 12), (2, 64, 64), (2, 33, 50), (1, 50, 7), (1, 1, 5), (1, 70, 300), (1, 300, 70)]
+)
+def test_newton_schulz(shape: tuple[int, int, int]) -> None:
+    G = normal(*shape, scale=1e-3)
+    truth = newton_schulz_torch(G.double())
+    assert relative(newton_schulz(G), truth) < 1e-5 and relative(newton_schulz_torch(G), truth) < 1e-5
+    assert torch.equal(newton_schulz(torch.zeros(shape)), torch.zeros(shape))
 
 
 def training_batch(packed: bool) -> Batch:

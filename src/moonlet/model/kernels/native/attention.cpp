@@ -5,8 +5,9 @@
 //
 // segments [B, T] (or NULL): tokens see their own document only; a document is a run of equal numbers. The backward
 // pass recomputes the weights from lse. Everything of one block (48 rows by the keys they see) stays in the cache.
-#include "gemm.h"
 #include "fastmath.h"
+#include "gemm.h"
+#include "rows.h"
 
 namespace {
 
@@ -66,11 +67,9 @@ EXPORT void attention_forward(
                 for (int i = 0; i < count; i++) {
                     float* w = &weights[static_cast<size_t>(i) * n];
                     const int start = first[from + i] - low, end = from + i + 1 - low;
-                    float top = -INFINITY, sum = 0;
-                    for (int j = start; j < end; j++) {
-                        w[j] *= scale;
-                        top = w[j] > top ? w[j] : top;
-                    }
+                    float sum = 0;
+                    for (int j = start; j < end; j++) w[j] *= scale;
+                    const float top = largest_value(w + start, end - start);
                     for (int j = start; j < end; j++) sum += w[j] = fast_exp(w[j] - top);
                     const float inverse = 1.0f / sum;
                     for (int j = start; j < end; j++) w[j] *= inverse;

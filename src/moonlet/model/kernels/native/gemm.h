@@ -64,12 +64,13 @@ static inline void tile(const float* A, Strides s, const float* panel, int K, fl
 }
 
 // C [M, N] (+)= A [M, K] times packed B. `depth` is the K that B was packed with: at least K, more when only rows of
-// the panels from somewhere on take part.
+// the panels from somewhere on take part. `lower`: C is symmetric, tiles above its diagonal are left out.
 static inline void multiply_packed(
-    const float* A, Strides s, const float* panels, int depth, float* C, ptrdiff_t ldc, int M, int K, int N, bool add) {
+    const float* A, Strides s, const float* panels, int depth, float* C, ptrdiff_t ldc, int M, int K, int N, bool add,
+    bool lower = false) {
     for (int n0 = 0; n0 < N; n0 += PANEL, panels += static_cast<size_t>(PANEL) * depth) {
         const int n = std::min(PANEL, N - n0);
-        int m = 0;
+        int m = lower ? n0 / TILE * TILE : 0;
         for (; m + TILE <= M; m += TILE) tile<TILE>(A + m * s.row, s, panels, K, C + m * ldc + n0, ldc, n, add);
         for (; m + 2 <= M; m += 2) tile<2>(A + m * s.row, s, panels, K, C + m * ldc + n0, ldc, n, add);
         if (m < M) tile<1>(A + m * s.row, s, panels, K, C + m * ldc + n0, ldc, n, add);
@@ -79,7 +80,7 @@ static inline void multiply_packed(
 // C [M, N] (+)= A [M, K] B [K, N]; `scratch` grows as needed.
 static inline void multiply(
     const float* A, Strides a, const float* B, Strides b, float* C, ptrdiff_t ldc, int M, int K, int N, bool add,
-    std::vector<float>& scratch) {
+    std::vector<float>& scratch, bool lower = false) {
     const size_t size = packed_size(std::min(K, DEPTH), N);
     if (scratch.size() < size) scratch.resize(size);
     if (K == 0 && !add)
@@ -87,6 +88,6 @@ static inline void multiply(
     for (int k0 = 0; k0 < K; k0 += DEPTH) {
         const int depth = std::min(DEPTH, K - k0);
         pack(B + k0 * b.row, b, depth, N, scratch.data());
-        multiply_packed(A + k0 * a.col, a, scratch.data(), depth, C, ldc, M, depth, N, add || k0);
+        multiply_packed(A + k0 * a.col, a, scratch.data(), depth, C, ldc, M, depth, N, add || k0, lower);
     }
 }
