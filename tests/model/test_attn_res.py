@@ -4,9 +4,10 @@ import pytest
 import torch
 from small_models import fla, k3, kimi_linear, random_ids, random_model, relative
 
-from moonlet.model.attn_res import AttnResMix, Source
+from moonlet.model.attn_res import AttnResMix
 from moonlet.model.config import ModelConfig
 from moonlet.model.model import Model, Stats
+from moonlet.model.norm import RMSNorm
 
 
 def with_zero_queries(config: ModelConfig) -> tuple[Model, Model]:
@@ -57,9 +58,12 @@ def test_mix_equals_fla(sources: int) -> None:
     mix = AttnResMix(d, eps)
     torch.nn.init.normal_(mix.proj.weight)
     torch.nn.init.uniform_(mix.norm.weight, 0.5, 1.5)
-    leaves = [*values, mix.proj.weight, mix.norm.weight]
-    ours = mix([Source(v, eps) for v in values])
-    theirs = fla("attnres").naive_attnres(mix.proj.weight[0], values, mix.norm.weight, rms_eps=eps)
+    after = RMSNorm(d, 0.1)
+    torch.nn.init.uniform_(after.weight, 0.5, 1.5)
+    leaves = [*values, mix.proj.weight, mix.norm.weight, after.weight]
+    ours = mix(values, after)
+    h = fla("attnres").naive_attnres(mix.proj.weight[0], values, mix.norm.weight, rms_eps=eps)
+    theirs = after.weight * h * torch.rsqrt(h.square().mean(-1, keepdim=True) + 0.1)
     assert relative(ours, theirs) < 1e-6
     weights = torch.randn_like(ours)
     our_grads, their_grads = (torch.autograd.grad((y * weights).sum(), leaves) for y in (ours, theirs))
@@ -84,8 +88,8 @@ def test_blocks_as_the_report_wires_them() -> None:
         first = layer.index % 2 == 0
         if first:
             banked.append(p)
-        attention = layer.attention(h, where, Stats())
+        attention = layer.attention(layer.input_layernorm(h), where, Stats())
         p = attention if first else p + attention
-        p = p + layer.ffn(read(layer.mlp_res, [*banked, p]), Stats())
+        p = p + layer.ffn(layer.post_attention_layernorm(read(layer.mlp_res, [*banked, p])), Stats())
     logits = model.lm_head(model.norm(read(model.output_attn_res, [*banked, p])))
     assert (model(ids) - logits).abs().max() < 5e-6

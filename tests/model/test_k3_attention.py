@@ -19,8 +19,9 @@ def layer_and_input(index: int) -> tuple[Layer, Tensor, Tensor]:
         if name.endswith("dt_bias"):
             p.data.normal_(0, 1, generator=generator)
     ids = random_ids(1, T)
-    layer, h = model.layers[index], model.embed_tokens(ids)
-    return layer, layer.input_layernorm(h)[0], layer.attention(h, model.where(ids, None, None, None), Stats())[0]
+    layer = model.layers[index]
+    x = layer.input_layernorm(model.embed_tokens(ids))
+    return layer, x[0], layer.attention(x, model.where(ids, None, None, None), Stats())[0]
 
 
 def short_conv(x: Tensor, projection: Tensor, taps: Tensor) -> Tensor:

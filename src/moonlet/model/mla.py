@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from moonlet.model.config import ModelConfig
+from moonlet.model.kernels.attention import attention
+from moonlet.model.kernels.glu import sigmoid_gate
 from moonlet.model.norm import RMSNorm
 from moonlet.model.rope import inverse_frequencies, rotate, softmax_scale
 
@@ -24,28 +26,6 @@ class MLAState:
     """Per layer: latents [B, S, kv_lora_rank + rope]; slot s of a row holds its s-th token."""
 
     latents: Tensor
-
-
-class Attend(torch.autograd.Function):
-    """softmax(q k^T + bias) v, keeping only the weights: q, k [N, T, K]; v [N, T, V]; bias [N or 1, T, T], -inf unseen.
-
-    Returns o [N, T, V] and the largest logit of each of the N.
-    """
-
-    @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        logits = torch.baddbmm(bias, q, k.transpose(1, 2))
-        largest = logits.amax(dim=(1, 2))
-        weights = logits.softmax(-1)
-        ctx.save_for_backward(q, k, v, weights)
-        ctx.mark_non_differentiable(largest)
-        return weights @ v, largest
-
-    @staticmethod
-    def backward(ctx, d_o: Tensor, _):  # type: ignore[override]
-        q, k, v, weights = ctx.saved_tensors
-        d_logits = torch._softmax_backward_data(d_o @ v.transpose(1, 2), weights, -1, weights.dtype)
-        return d_logits @ k, d_logits.transpose(1, 2) @ q, weights.transpose(1, 2) @ d_o, None
 
 
 class MLA(nn.Module):
@@ -84,17 +64,14 @@ class MLA(nn.Module):
             k_r = rotate(k_r.unsqueeze(2), positions, frequencies, self.rope_factor).squeeze(2)
         return q, self.kv_a_layernorm(c), k_r
 
-    def forward(self, x: Tensor, bias: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x [B, T, d], bias [B or 1, T, T]: 0 where a key may be seen, else -inf -> y [B, T, d], max logits [H]."""
+    def forward(
+        self, x: Tensor, segments: Tensor | None = None, positions: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """x [B, T, d], segments [B, T] or None (packed documents) -> y [B, T, d], max logits [H]."""
         q, c, k_r = self.project(x, positions)
-        B, T, H, _ = q.shape
-        k_nope, v = self.kv_b_proj(c).unflatten(-1, (H, -1)).split([self.nope, self.v_head_dim], dim=-1)
-        k = torch.cat([k_nope, k_r.unsqueeze(2).expand(-1, -1, H, -1)], dim=-1)
-        q, k, v = (t.float().transpose(1, 2).reshape(B * H, T, -1) for t in (q * self.scale, k, v))
-        if bias.shape[0] > 1:
-            bias = bias.repeat_interleave(H, dim=0)
-        o, largest = Attend.apply(q, k, v, bias)
-        return self.output(x, o.view(B, H, T, -1).transpose(1, 2)), largest.view(B, H).amax(0)
+        kv = self.kv_b_proj(c).unflatten(-1, (self.num_heads, self.nope + self.v_head_dim))
+        o, largest = attention(q, kv, k_r, segments, self.scale)
+        return self.output(x, o), largest
 
     def decode(self, x: Tensor, state: MLAState, positions: Tensor, slots: Tensor) -> Tensor:
         """Cached block: x [B, T, d] at per-row `positions` [B, T], written to cache `slots` [B, T] (padding has a
@@ -119,5 +96,5 @@ class MLA(nn.Module):
         """Gate (in fp32, as the attention output) and project: o [B, T, H, v] -> [B, T, d]."""
         o = o.flatten(2)
         if hasattr(self, "g_proj"):
-            o = o * torch.sigmoid(self.g_proj(x).float())
+            o = sigmoid_gate(o, self.g_proj(x))
         return self.o_proj(o.to(x.dtype))

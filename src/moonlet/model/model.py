@@ -2,7 +2,7 @@
 
 Layer with the depth bus (banked list B, live sum p; K3 report 2.2, start p = embedding):
 
-    h = mix(B, p);  at a block start bank p and empty it;  p += attn(norm(h));  p += ffn(norm(mix(B, p)))
+    x = norm(mix(B, p));  at a block start bank p and empty it;  p += attn(x);  p += ffn(norm(mix(B, p)))
 
 and a final mix before the last norm. Without `attn_res_block_size`: x += attn(norm(x)); x += ffn(norm(x)).
 `forward` returns logits; `hidden` returns what a training step needs (hidden states and the statistics that QK-Clip
@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from moonlet.model.attn_res import AttnResMix, Source
+from moonlet.model.attn_res import AttnResMix
 from moonlet.model.config import ModelConfig
 from moonlet.model.kda import KDA, KDAState
 from moonlet.model.mla import MLA, MLAState
@@ -52,18 +52,18 @@ class Layer(nn.Module):
             self.self_attention_res = AttnResMix(c.hidden_size, c.rms_norm_eps)
             self.mlp_res = AttnResMix(c.hidden_size, c.rms_norm_eps)
 
-    def attention(self, h: Tensor, where: "Where", stats: Stats) -> Tensor:
-        x = self.input_layernorm(h)
+    def attention(self, x: Tensor, where: "Where", stats: Stats) -> Tensor:
+        """x [B, T, d], normed -> [B, T, d]."""
         state = None if where.cache is None else where.cache.layers[self.index]
         if isinstance(self.self_attn, KDA):
             return self.self_attn(x, where.segments, state, where.valid)
         if state is not None:
             return self.self_attn.decode(x, state, where.positions, where.slots)
-        y, stats.max_logits[self.index] = self.self_attn(x, where.bias, where.positions)
+        y, stats.max_logits[self.index] = self.self_attn(x, where.segments, where.positions)
         return y
 
-    def ffn(self, h: Tensor, stats: Stats) -> Tensor:
-        x = self.post_attention_layernorm(h)
+    def ffn(self, x: Tensor, stats: Stats) -> Tensor:
+        """x [B, T, d], normed -> [B, T, d]."""
         if not self.moe:
             return self.mlp(x)
         y, stats.routers[self.index] = self.mlp(x)
@@ -72,10 +72,9 @@ class Layer(nn.Module):
 
 @dataclass
 class Where:
-    """Which tokens see which: packed segments and the attention bias when training, cache places when decoding."""
+    """Which tokens see which: packed segments when training, cache places when decoding."""
 
     segments: Tensor | None = None
-    bias: Tensor | None = None
     positions: Tensor | None = None
     cache: Cache | None = None
     valid: Tensor | None = None
@@ -133,39 +132,32 @@ class Model(nn.Module):
         x = self.residual(x, where, stats) if block is None else self.bus(x, where, stats, block)
         if cache is not None:
             cache.lengths = cache.lengths + (input_ids.shape[1] if valid is None else valid.sum(1))
-        return self.norm(x), stats
+        return x, stats
 
-    def bus(self, x: Tensor, where: Where, stats: Stats, block: int) -> Tensor:
-        eps = self.config.rms_norm_eps
-        banked: list[Source] = []
-        live = Source(x, eps)
+    def bus(self, live: Tensor, where: Where, stats: Stats, block: int) -> Tensor:
+        banked: list[Tensor] = []
         for layer in self.layers:
-            h = layer.self_attention_res([*banked, live])
-            o = layer.attention(h, where, stats)
+            o = layer.attention(layer.self_attention_res([*banked, live], layer.input_layernorm), where, stats)
             if layer.index % block == 0:
-                banked, live = [*banked, live], Source(o, eps)
+                banked, live = [*banked, live], o
             else:
-                live = Source(live.value + o, eps)
-            h = layer.mlp_res([*banked, live])
-            live = Source(live.value + layer.ffn(h, stats), eps)
-        return self.output_attn_res([*banked, live])
+                live = live + o
+            live = live + layer.ffn(layer.mlp_res([*banked, live], layer.post_attention_layernorm), stats)
+        return self.output_attn_res([*banked, live], self.norm)
 
     def residual(self, x: Tensor, where: Where, stats: Stats) -> Tensor:
         for layer in self.layers:
-            x = x + layer.attention(x, where, stats)
-            x = x + layer.ffn(x, stats)
-        return x
+            x = x + layer.attention(layer.input_layernorm(x), where, stats)
+            x = x + layer.ffn(layer.post_attention_layernorm(x), stats)
+        return self.norm(x)
 
     def where(self, input_ids: Tensor, segments: Tensor | None, cache: Cache | None, valid: Tensor | None) -> Where:
-        T, device = input_ids.shape[1], input_ids.device
         if cache is not None:
-            positions = cache.lengths.unsqueeze(1) + torch.arange(T, device=device)
+            positions = cache.lengths.unsqueeze(1) + torch.arange(input_ids.shape[1], device=input_ids.device)
             return Where(positions=positions, slots=positions, cache=cache, valid=valid)
-        bias = torch.full((T, T), -torch.inf, device=device).triu(1)[None]
-        if segments is None:
-            return Where(bias=bias)
-        bias = bias.masked_fill(segments.unsqueeze(-1) != segments.unsqueeze(-2), -torch.inf)
-        return Where(segments=segments, bias=bias, positions=None if self.config.mla_use_nope else place(segments))
+        if segments is None or self.config.mla_use_nope:
+            return Where(segments=segments)
+        return Where(segments=segments, positions=place(segments))
 
     def forward(self, input_ids: Tensor, segments: Tensor | None = None) -> Tensor:
         """Logits [B, T, vocab]."""

@@ -5,17 +5,20 @@
 
 The bias b only chooses; it has no gradient and is moved by `optim.balance` from the numbers in RouterStats.
 Shapes (suffix legend: N tokens, D hidden, L latent, I expert width, E experts, k per token, c rows per expert):
-experts are stacks w1, w3 [E, I, L] and w2 [E, L, I]. Dispatch: sort the N*k assignments by expert, pad each expert
-to the fullest one, one batched product a projection. No token is dropped. Small blocks (decoding) run all experts.
+experts are stacks w1, w3 [E, I, L] and w2 [E, L, I]. Dispatch (`kernels.experts`): sort the N*k assignments by expert
+and run each expert on its rows. No token is dropped. Small blocks (decoding) run all experts.
 """
 
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moonlet.model.config import ModelConfig
-from moonlet.model.norm import RMSNorm, glu
+from moonlet.model.kernels.experts import routed_experts, stacked
+from moonlet.model.kernels.glu import joint_glu
+from moonlet.model.norm import RMSNorm
 
 
 @dataclass
@@ -38,7 +41,8 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(width, c.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(glu(self.gate_proj(x), self.up_proj(x), *self.act))
+        joint = F.linear(x, torch.cat([self.gate_proj.weight, self.up_proj.weight]))
+        return self.down_proj(joint_glu(joint, *self.act))
 
 
 class Experts(nn.Module):
@@ -54,8 +58,7 @@ class Experts(nn.Module):
 
     def forward(self, x_ECL: Tensor) -> Tensor:
         """[E, c, L] -> [E, c, L], expert e on its own rows."""
-        hidden = glu(x_ECL @ self.w1.transpose(1, 2), x_ECL @ self.w3.transpose(1, 2), *self.act)
-        return hidden @ self.w2.transpose(1, 2)
+        return stacked(x_ECL, self.w1, self.w3, self.w2, self.act)
 
 
 class Router(nn.Module):
@@ -102,7 +105,7 @@ class MoE(nn.Module):
         chosen, p, stats = self.gate(x_ND)
         z_NL = self.routed_expert_down_proj(x_ND) if hasattr(self, "routed_expert_down_proj") else x_ND
         few = x_ND.shape[0] <= 256 and not torch.is_grad_enabled()
-        y_ND = (self.all_experts if few else self.routed)(z_NL, chosen, p, stats.counts)
+        y_ND = (self.all_experts if few else self.routed)(z_NL, chosen, p)
         if hasattr(self, "routed_expert_up_proj"):
             if hasattr(self, "routed_expert_norm"):
                 y_ND = self.routed_expert_norm(y_ND)
@@ -111,27 +114,14 @@ class MoE(nn.Module):
             y_ND = y_ND + self.shared_experts(x_ND)
         return y_ND.view_as(x), stats
 
-    def routed(self, z_NL: Tensor, chosen: Tensor, p: Tensor, counts: Tensor) -> Tensor:
-        """sum_i p_i E_i(z): rows sorted by expert, [E, c, L] with c the largest load."""
-        N, k = chosen.shape
-        E = counts.shape[0]
-        capacity = int(counts.max())
-        order = chosen.reshape(-1).argsort(stable=True)  # assignments grouped by expert
-        starts = counts.cumsum(0) - counts
-        expert = chosen.reshape(-1)[order]
-        slot = expert * capacity + torch.arange(N * k, device=z_NL.device) - starts[expert]
-        source = torch.full((E * capacity,), N, device=z_NL.device).scatter_(0, slot, order // k)
-        z_padded = torch.cat([z_NL, z_NL.new_zeros(1, z_NL.shape[1])])  # row N: padding
-        out = self.experts(z_padded[source].view(E, capacity, -1)).flatten(0, 1)
-        where = torch.empty_like(slot).scatter_(0, order, slot).view(N, k)  # slot of assignment (token, choice)
-        u = out[where[:, 0]] * p[:, :1]
-        for choice in range(1, k):
-            u = u + out[where[:, choice]] * p[:, choice : choice + 1]
-        return u.to(z_NL.dtype)
+    def routed(self, z_NL: Tensor, chosen: Tensor, p: Tensor) -> Tensor:
+        """sum_i p_i E_i(z), each expert on the rows that chose it."""
+        e = self.experts
+        return routed_experts(z_NL, chosen, p, e.w1, e.w3, e.w2, e.act)
 
-    def all_experts(self, z_NL: Tensor, chosen: Tensor, p: Tensor, counts: Tensor) -> Tensor:
+    def all_experts(self, z_NL: Tensor, chosen: Tensor, p: Tensor) -> Tensor:
         """The same sum for a few tokens: every expert on every token, weights zero where not chosen."""
-        E = counts.shape[0]
+        E = self.experts.w1.shape[0]
         out_ENL = self.experts(z_NL.expand(E, *z_NL.shape))
         p_NE = p.new_zeros(p.shape[0], E).scatter_(1, chosen, p)
         return torch.einsum("enl,ne->nl", out_ENL, p_NE).to(z_NL.dtype)

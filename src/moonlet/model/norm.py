@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moonlet.model.kernels.rms_norm import rms_norm
+
 
 class RMSNorm(nn.Module):
     """x [..., size] -> [..., size]."""
@@ -18,7 +20,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps)
 
 
 def tanh(x: Tensor) -> Tensor:

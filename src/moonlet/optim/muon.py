@@ -16,17 +16,28 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from moonlet.model.kernels.native import call, usable
 from moonlet.model.model import Model
 
-NS_STEPS = ((3.4445, -4.7750, 2.0315),) * 5
+NS_STEPS, NS_COEFFICIENTS = 5, (3.4445, -4.7750, 2.0315)
 
 
 def newton_schulz(G: Tensor) -> Tensor:
     """Approximate U V^T of each matrix in G [n, rows, cols] (quintic iteration, 5 steps)."""
+    if not usable(G):
+        return newton_schulz_torch(G)
+    out = torch.empty_like(G := G.contiguous())
+    call("newton_schulz", G, out, *G.shape, NS_STEPS, *NS_COEFFICIENTS)
+    return out
+
+
+def newton_schulz_torch(G: Tensor) -> Tensor:
+    """The same in plain PyTorch, batched: the truth of the native kernel, and the form for other dtypes and devices."""
     tall = G.shape[1] > G.shape[2]
     X = G.transpose(1, 2) if tall else G
     X = X / (X.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for a, b, c in NS_STEPS:
+    a, b, c = NS_COEFFICIENTS
+    for _ in range(NS_STEPS):
         A = X @ X.transpose(1, 2)
         X = torch.baddbmm(X, torch.baddbmm(A, A, A, beta=b, alpha=c), X, beta=a)
     return X.transpose(1, 2) if tall else X

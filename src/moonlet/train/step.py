@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from moonlet.model.kernels.cross_entropy import summed_cross_entropy
 from moonlet.model.model import Model, Stats
 from moonlet.optim.balance import quantile_balance
 from moonlet.optim.muon import MuonAdamW
@@ -39,7 +39,7 @@ class Part:
 
 def cross_entropy(logits: Tensor, batch: Batch, where: Tensor) -> tuple[Tensor, dict[str, float]]:
     """Summed next-token loss of the targets; logits [n, vocab] of the positions before each target `where` [B, T]."""
-    return F.cross_entropy(logits.float(), batch["tokens"][where], reduction="sum"), {}
+    return summed_cross_entropy(logits, batch["tokens"][where]), {}
 
 
 def target_mask(batch: Batch) -> Tensor:
