@@ -30,6 +30,7 @@ $(STAMP): requirements.lock requirements-witness.txt pyproject.toml
 	$(BIN)/python -m pip install -q -r requirements.lock
 	$(BIN)/python -m pip install -q --no-deps -r requirements-witness.txt
 	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	@$(BIN)/python -c 'from moonlet.model.kernels.native import why_not; print(why_not() or "native kernels: built")'
 	@touch $(STAMP)
 
 quickstart: $(STAMP)

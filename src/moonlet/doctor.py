@@ -1,4 +1,5 @@
-"""What this machine has and what is missing, for `moonlet doctor`: Python, torch, processor, memory, disk, browser.
+"""What this machine has and what is missing, for `moonlet doctor`: Python, torch, kernels, processor, memory, disk,
+browser.
 
 Everything is read from the running system and nothing is changed. A fact that this system does not tell is null. The
 browser is needed by the tests of the web pages alone.
@@ -51,11 +52,19 @@ def lines(facts: dict[str, Any]) -> list[str]:
 
 def _torch() -> dict[str, Any]:
     if importlib.util.find_spec("torch") is None:
-        return {"torch": None, "threads": None, "accelerator": None}
+        return {"torch": None, "threads": None, "accelerator": None, "kernels": None}
     import torch
 
+    from moonlet.model.kernels.native import why_not
+
     accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "accelerator": accelerator}
+    kernels = why_not() or "native, built for this processor"
+    return {
+        "torch": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+        "accelerator": accelerator,
+        "kernels": kernels,
+    }
 
 
 def _processor() -> dict[str, Any]:

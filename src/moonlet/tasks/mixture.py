@@ -18,7 +18,7 @@ from moonlet.tasks import abstain, arithmetic, lookup, receipts
 from moonlet.tasks.base import ALL_TOOLS, Item, say
 
 # What share of the text each task gets, roughly, and how long an item is, in arithmetic items.
-WEIGHTS = {"arithmetic": 0.50, "lookup": 0.20, "abstain": 0.15, "receipts": 0.15}
+WEIGHTS = {"arithmetic": 0.40, "lookup": 0.25, "abstain": 0.15, "receipts": 0.20}
 LENGTHS = {"arithmetic": 1.0, "lookup": 1.5, "abstain": 0.65, "receipts": 4.5}
 MAX_CALLS = 5  # in a conversation of several items: keeps it in a short context
 DECLARE_ALL, CHAT = 0.25, 0.15

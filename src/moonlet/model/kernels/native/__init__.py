@@ -15,6 +15,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ HERE = Path(__file__).parent
 # What -ffast-math allows, by name: with -ffast-math itself, GCC before 13 links code into the library that turns off
 # denormal numbers for the whole process. Infinities and NaN keep their meaning.
 MATH = ("-fassociative-math", "-freciprocal-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno")
-FLAGS = ("-O3", "-march=native", *MATH, "-ffp-contract=fast", "-std=c++17", "-shared", "-fPIC")
+FLAGS = ("-O3", "-march=native", *MATH, "-ffp-contract=fast", "-std=c++17", "-fPIC")
 
 
 @functools.cache
@@ -52,12 +53,17 @@ def compiler() -> str | None:
     return next((path for name in ("g++", "c++", "clang++") if (path := shutil.which(name))), None)
 
 
+def run(command: list[str]) -> str:
+    """Standard output of a compiler; CalledProcessError with its complaint."""
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
 @functools.cache
 def built() -> Path:
     """Path of the shared library for these sources, this compiler and this processor."""
     sources = sorted(HERE.glob("*.cpp"))
     command = [str(compiler()), *FLAGS]
-    version = subprocess.run([command[0], "--version"], check=True, capture_output=True, text=True).stdout
+    version = run([command[0], "--version"])
     key = hashlib.sha256("\n".join([*command, version, processor()]).encode())
     for path in [*sources, *sorted(HERE.glob("*.h"))]:
         key.update(path.read_bytes())
@@ -66,10 +72,11 @@ def built() -> Path:
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:  # whole or not at all, whoever else builds now
+            objects = [f"{scratch}/{source.stem}.o" for source in sources]
+            with ThreadPoolExecutor() as pool:  # one compiler a file, side by side
+                list(pool.map(run, ([*command, "-c", str(s), "-o", o] for s, o in zip(sources, objects))))
             made = Path(scratch) / path.name
-            subprocess.run(
-                [*command, *map(str, sources), "-o", str(made), "-lm"], check=True, capture_output=True, text=True
-            )
+            run([*command, "-shared", *objects, "-o", str(made), "-lm"])
             made.replace(path)
     return path
 
