@@ -4,6 +4,7 @@ The twin runs in fp64 on the same numbers. Bounds are on the relative 2-norm of 
 twin in fp32 must meet the same bound, which shows that it is neither too strict nor the native form too loose.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,7 +20,7 @@ from moonlet.model.kernels.attention import attention, attention_torch
 from moonlet.model.kernels.attn_res import mix_and_norm, mix_and_norm_torch
 from moonlet.model.kernels.cross_entropy import summed_cross_entropy
 from moonlet.model.kernels.experts import routed_experts, routed_torch
-from moonlet.model.kernels.glu import joint_glu, sigmoid_gate
+from moonlet.model.kernels.glu import glu, sigmoid_gate
 from moonlet.model.kernels.rms_norm import rms_norm
 from moonlet.model.norm import SiTU
 from moonlet.optim.muon import newton_schulz, newton_schulz_torch
@@ -30,8 +31,10 @@ BOUND = 2e-6
 
 @pytest.fixture(autouse=True)
 def needs_the_library() -> Iterator[None]:
-    if native.library() is None:
+    """Skips without a compiler or with MOONLET_NATIVE=0; kernels that do not compile are a failure."""
+    if native.compiler() is None or os.environ.get("MOONLET_NATIVE") == "0":
         pytest.skip(f"no native kernels: {native.why_not()}")
+    assert native.library() is not None, native.why_not()
     yield
 
 
@@ -77,20 +80,27 @@ def exact_glu(gate: Tensor, up: Tensor, act: tuple[str, float, float | None]) ->
 
 @pytest.mark.parametrize("act", ACTS)
 @pytest.mark.parametrize("shape", [(1, 1), (1, 17), (3, 5, 64), (50, 33)])
-@pytest.mark.parametrize("scale", [0.01, 3.0, 40.0])
+@pytest.mark.parametrize("scale", [0.01, 1.0])
 def test_glu(act: tuple[str, float, float | None], shape: tuple[int, ...], scale: float) -> None:
-    joint = normal(*shape[:-1], 2 * shape[-1], scale=scale)
-    bound = 1e-4 if scale > 10 else BOUND  # all values saturated: slopes are differences of nearly equal numbers
-    compare(lambda x: joint_glu(x, *act), lambda x: exact_glu(*x.chunk(2, dim=-1), act), [joint], bound)
+    inputs = [normal(*shape, scale=scale), normal(*shape, seed=1, scale=scale)]
+    compare(lambda *x: glu(*x, *act), lambda *x: exact_glu(*x, act), inputs)
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_glu_from_the_middle_to_the_caps(act: tuple[str, float, float | None]) -> None:
+    grid = torch.linspace(-60, 60, 121)
+    gate, up = torch.meshgrid(grid, grid, indexing="ij")
+    compare(lambda *x: glu(*x, *act), lambda *x: exact_glu(*x, act), [gate, up])
 
 
 def test_glu_far_out() -> None:
     """Caps and slopes at arguments where exp overflows."""
-    joint = torch.tensor([[1e4, -1e4, 300.0, -300.0, 1e4, 1e4, 1e4, 1e4]], requires_grad=True)
-    y = joint_glu(joint, "situ", 4.0, 25.0)
-    assert torch.allclose(y, torch.tensor([[100.0, 0.0, 100.0, 0.0]]), atol=1e-5)
-    (grad,) = torch.autograd.grad(y.sum(), joint)
-    assert grad.isfinite().all() and grad.abs().max() < 1e-3
+    gate = torch.tensor([1e4, -1e4, 300.0, -300.0], requires_grad=True)
+    up = torch.full((4,), 1e4, requires_grad=True)
+    y = glu(gate, up, "situ", 4.0, 25.0)
+    assert torch.allclose(y, torch.tensor([100.0, 0.0, 100.0, 0.0]), atol=1e-5)
+    for grad in torch.autograd.grad(y.sum(), [gate, up]):
+        assert grad.isfinite().all() and grad.abs().max() < 1e-3
 
 
 def test_gate() -> None:
@@ -206,7 +216,7 @@ def test_cross_entropy_once_only_and_empty() -> None:
         torch.autograd.grad(loss, logits)
     none = normal(0, 6).requires_grad_()
     loss = summed_cross_entropy(none, torch.zeros(0, dtype=torch.long))
-    assert float(loss) == 0 and torch.autograd.grad(loss, none)[0].shape == (0, 6)
+    assert float(loss.detach()) == 0 and torch.autograd.grad(loss, none)[0].shape == (0, 6)
 
 
 @pytest.mark.parametrize(
@@ -281,4 +291,4 @@ def test_other_dtypes_take_the_twin() -> None:
     for dtype in (torch.float64, torch.bfloat16):
         x = normal(3, 8).to(dtype)
         assert not native.usable(x) and rms_norm(x, x[0], 1e-5).dtype == dtype
-        assert joint_glu(x, "situ", 4.0, 25.0).dtype == dtype
+        assert glu(x, x, "situ", 4.0, 25.0).dtype == dtype

@@ -12,12 +12,11 @@ and run each expert on its rows. No token is dropped. Small blocks (decoding) ru
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moonlet.model.config import ModelConfig
 from moonlet.model.kernels.experts import routed_experts, stacked
-from moonlet.model.kernels.glu import joint_glu
+from moonlet.model.kernels.glu import glu
 from moonlet.model.norm import RMSNorm
 
 
@@ -41,8 +40,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(width, c.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        joint = F.linear(x, torch.cat([self.gate_proj.weight, self.up_proj.weight]))
-        return self.down_proj(joint_glu(joint, *self.act))
+        return self.down_proj(glu(self.gate_proj(x), self.up_proj(x), *self.act))
 
 
 class Experts(nn.Module):

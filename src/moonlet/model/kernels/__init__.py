@@ -1,1 +1,1 @@
-"""Operators with a naive truth beside each fast form, one folder an operator."""
+"""Operators with a plain PyTorch truth beside each fast form: one file or folder an operator, C++ in `native`."""

@@ -1,14 +1,14 @@
-"""The GLU of a joint projection and the sigmoid output gate, each in one pass forward and one backward.
+"""The GLU and the sigmoid output gate, each in one pass forward and one backward.
 
 Source: K3 report eq. 12 for SiTU; the formulas stand in `norm.glu`, which is the truth and the form for other dtypes
-and devices. Shapes: joint [..., 2 I] = (gate | up) from one matrix product -> [..., I]; gate o, g of one shape.
+and devices. Shapes: gate, up [..., I] -> [..., I]; o, g [...] -> [...].
 """
 
 import torch
 from torch import Tensor
 
+from moonlet.model import norm
 from moonlet.model.kernels.native import call, usable
-from moonlet.model.norm import glu
 
 
 def native_betas(hidden_act: str, beta: float, linear_beta: float | None) -> tuple[float, float]:
@@ -16,32 +16,30 @@ def native_betas(hidden_act: str, beta: float, linear_beta: float | None) -> tup
     return (0.0, 0.0) if hidden_act == "silu" else (float(beta), float(linear_beta or 0.0))
 
 
-class JointGLU(torch.autograd.Function):
-    """joint [..., 2 I], contiguous fp32 on the CPU. Keeps joint alone."""
+class GLU(torch.autograd.Function):
+    """gate, up [..., I], contiguous fp32 on the CPU. Keeps nothing else."""
 
     @staticmethod
-    def forward(ctx, joint: Tensor, beta: float, linear: float) -> Tensor:
-        width = joint.shape[-1] // 2
-        out = joint.new_empty(*joint.shape[:-1], width)
-        ctx.save_for_backward(joint)
-        ctx.sizes = out.numel() // width, width, beta, linear
-        call("glu_forward", joint, out, *ctx.sizes)
+    def forward(ctx, gate: Tensor, up: Tensor, beta: float, linear: float) -> Tensor:
+        out, width = torch.empty_like(gate), gate.shape[-1]
+        ctx.save_for_backward(gate, up)
+        ctx.sizes = gate.numel() // width, width, beta, linear
+        call("glu_forward", gate, up, out, *ctx.sizes)
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore[override]
-        (joint,) = ctx.saved_tensors
-        grad, d_joint = grad.contiguous(), torch.empty_like(joint)
-        call("glu_backward", joint, grad, d_joint, *ctx.sizes)
-        return d_joint, None, None
+        gate, up = ctx.saved_tensors
+        grad, d_gate, d_up = grad.contiguous(), torch.empty_like(gate), torch.empty_like(up)
+        call("glu_backward", gate, up, grad, d_gate, d_up, *ctx.sizes)
+        return d_gate, d_up, None, None
 
 
-def joint_glu(joint: Tensor, hidden_act: str, beta: float, linear_beta: float | None) -> Tensor:
-    """glu(gate, up) of joint [..., 2 I] = (gate | up) -> [..., I]."""
-    if usable(joint):
-        return JointGLU.apply(joint.contiguous(), *native_betas(hidden_act, beta, linear_beta))
-    gate, up = joint.chunk(2, dim=-1)
-    return glu(gate, up, hidden_act, beta, linear_beta)
+def glu(gate: Tensor, up: Tensor, hidden_act: str, beta: float, linear_beta: float | None) -> Tensor:
+    """The GLU of the config, gate, up [..., I] -> [..., I]."""
+    if usable(gate, up):
+        return GLU.apply(gate.contiguous(), up.contiguous(), *native_betas(hidden_act, beta, linear_beta))
+    return norm.glu(gate, up, hidden_act, beta, linear_beta)
 
 
 class Gate(torch.autograd.Function):

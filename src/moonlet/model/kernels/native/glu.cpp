@@ -1,17 +1,19 @@
-// GLU of a joint projection: x [rows, 2 width] = (gate | up) -> y [rows, width], one pass each way.
-// The backward pass recomputes the activations from x. beta, linear: see glu.h.
+// GLU of gate, up [rows, width] -> y [rows, width], and the sigmoid gate: one pass each way.
+// The backward passes recompute the activations. beta, linear: see glu.h.
 #include "glu.h"
 
-EXPORT void glu_forward(const float* x, float* y, int rows, int width, float beta, float linear) {
+EXPORT void glu_forward(
+    const float* gate, const float* up, float* y, int rows, int width, float beta, float linear) {
     const Glu glu{beta, linear};
-    for (int i = 0; i < rows; i++, x += 2 * width, y += width) glu.forward(x, x + width, y, width);
+    for (int i = 0; i < rows; i++, gate += width, up += width, y += width) glu.forward(gate, up, y, width);
 }
 
 EXPORT void glu_backward(
-    const float* x, const float* d_y, float* d_x, int rows, int width, float beta, float linear) {
+    const float* gate, const float* up, const float* d_y, float* d_gate, float* d_up, int rows, int width, float beta,
+    float linear) {
     const Glu glu{beta, linear};
-    for (int i = 0; i < rows; i++, x += 2 * width, d_x += 2 * width, d_y += width)
-        glu.backward(x, x + width, d_y, d_x, d_x + width, width);
+    for (int i = 0; i < rows; i++, gate += width, up += width, d_y += width, d_gate += width, d_up += width)
+        glu.backward(gate, up, d_y, d_gate, d_up, width);
 }
 
 // out = o * sigmoid(g) over n values, and its gradients.
