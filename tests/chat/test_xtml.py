@@ -85,6 +85,14 @@ def test_loss_covers_assistant_bodies_only(messages, thinking):
         assert not any(s.loss for s in segments[:prefix])
         assert all(s.loss == expected for s in segments[prefix:])
         assert not any(s.loss for s in render([message | {"loss": False}], thinking=thinking))
+        words = {message.get("content"), message.get("reasoning_content")} - {None, ""}
+        markup = render([message | {"loss": "markup"}], thinking=thinking)
+        assert [s.text for s in markup] == [s.text for s in segments]
+        assert all(
+            s.loss == (t.loss and s.text not in words)
+            for s, t in zip(markup, segments)
+            if not message.get("tool_calls")
+        )
     assistants = [m for m in messages if m["role"] == "assistant"]
     alone = [s for m in assistants for s in render([m], thinking=thinking) if s.loss]
     assert [s for s in render(messages, thinking=thinking, add_generation_prompt=True) if s.loss] == alone

@@ -99,15 +99,16 @@ def test_mixed_phase_has_the_habits() -> None:
         if len(messages) > 2:
             seen[f"{size} called"] += 1
             seen[f"{size} long"] += len(messages[1]["reasoning_content"].split()) >= 25
-        seen[f"{size} wrong"] += messages[-1]["content"] != item.answer
+        assert messages[-1]["content"] == item.answer
+        assert (messages[-1].get("loss") == "markup") == (size == "large" and len(messages) == 2)
     assert 0.09 < seen["5 to 8 digits"] / 6000 < 0.16
-    assert 0.35 < seen["large called"] / seen["large"] < 0.45
+    assert 0.45 < seen["large called"] / seen["large"] < 0.55
     assert 0.15 < seen["large long"] / seen["large called"] < 0.25
-    assert 0.01 < seen["large wrong"] / seen["large called"] < 0.08
     assert 0.42 < seen["easy called"] / seen["easy"] < 0.58
-    assert seen["easy wrong"] == 0
     guesses = [sample_item(rng, WORLD, "abstain") for _ in range(400)]
-    invented = [bare(demonstrate(rng, item, habits)[-1]["content"]) != bare(item.answer) for item in guesses]
+    finals = [(item, demonstrate(rng, item, habits)[-1]) for item in guesses]
+    invented = [bare(final["content"]) != bare(item.answer) for item, final in finals]
+    assert [final.get("loss") == "markup" for _, final in finals] == invented
     assert 0.4 < sum(invented) / len(invented) < 0.6
 
 

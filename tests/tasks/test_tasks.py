@@ -27,7 +27,7 @@ GOOD = {
     "abstain": ("honest",),
     "receipts": ("tool",),
 }
-BAD = {"arithmetic": ("wrong",), "lookup": ("guess",), "abstain": ("guess",), "receipts": ()}
+BAD = {"arithmetic": (), "lookup": ("guess",), "abstain": ("guess",), "receipts": ()}
 CASES = [(task, split) for task in MODULES for split in SPLITS]
 
 
@@ -110,15 +110,6 @@ def test_arithmetic_operands(split: str) -> None:
     rng = random.Random(0)
     lengths = {len(str(arithmetic.sample(rng, split, digits=(5, 8)).meta[key])) for _ in range(100) for key in "ab"}
     assert lengths == {5, 6, 7, 8}
-
-
-def test_a_wrong_copy_differs_in_one_digit() -> None:
-    rng = random.Random(0)
-    for item in items("arithmetic", "train", 300):
-        called = arithmetic.demonstrate(item, rng, "wrong")[1]["tool_calls"][0]["function"]["arguments"]
-        expression, right = json.loads(called)["expression"], f"{item.meta['a']}{item.meta['op']}{item.meta['b']}"
-        assert len(expression) == len(right)
-        assert sum(x != y for x, y in zip(expression, right)) == 1
 
 
 def test_thoughts_are_short_or_long() -> None:

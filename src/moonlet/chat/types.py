@@ -6,7 +6,7 @@ Messages stay plain dicts at run time; the TypedDicts only name their keys. Imag
 """
 
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,9 @@ class Message(TypedDict, total=False):
     tool_calls: list[ToolCall]
     tool_call_id: str
     name: str
-    loss: bool  # ours: False keeps an assistant message out of the loss
+    loss: (
+        bool | Literal["markup"]
+    )  # ours: False keeps a turn out of the loss, "markup" trains what it does, not its words
     malformed: str  # ours: why a sampled call was not taken
 
 

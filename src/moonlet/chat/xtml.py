@@ -87,7 +87,7 @@ def _type(value: Any) -> str:
     return {str: "string", type(None): "null", dict: "object"}.get(type(value), "array")
 
 
-def _call(function: Mapping[str, Any], index: int, loss: bool) -> list[Segment]:
+def _call(function: Mapping[str, Any], index: int, loss: bool, words: bool) -> list[Segment]:
     raw = function.get("arguments") or "{}"
     arguments: list[Segment] = []
     try:
@@ -96,7 +96,7 @@ def _call(function: Mapping[str, Any], index: int, loss: bool) -> list[Segment]:
             raise TypeError("not an object")
         for key, value in parsed.items():
             text = value if isinstance(value, str) else compact_json(value)
-            arguments += _element("argument", _text(text, loss), loss, key=key, type=_type(value))
+            arguments += _element("argument", _text(text, words), loss, key=key, type=_type(value))
     except (TypeError, ValueError, RecursionError):
         # Not a JSON object: shown to the model as it was, but never trained on.
         loss, arguments = False, _element("json", _text(str(raw)), type="object")
@@ -105,14 +105,15 @@ def _call(function: Mapping[str, Any], index: int, loss: bool) -> list[Segment]:
 
 def _assistant(message: AnyMessage, thinking: bool) -> list[Segment]:
     loss = message.get("loss") is not False
+    words = loss and message.get("loss") != "markup"
     functions, content = _functions(message), _content(message)
     body: list[Segment] = []
     if thinking:
-        body += _element("think", _text(_content(message, "reasoning_content"), loss), loss)
+        body += _element("think", _text(_content(message, "reasoning_content"), words), loss)
     if content or not functions or not thinking:  # without thinking the generation prefix has opened response already
-        body += _element("response", _text(content, loss), loss)
+        body += _element("response", _text(content, words), loss)
     if functions:
-        calls = [segment for i, function in enumerate(functions, 1) for segment in _call(function, i, loss)]
+        calls = [segment for i, function in enumerate(functions, 1) for segment in _call(function, i, loss, words)]
         body += _element("tools", calls, loss)
     name = {"name": message["name"]} if message.get("name") else {}
     return _open("message", role="assistant", **name) + body + _close("message", loss) + [Segment(END, True, loss)]

@@ -1,12 +1,12 @@
 """Drills: the skills under every tool call and every direct answer, practised densely before they are needed.
 
-A drill is a list of (text, target) pieces; only what can be predicted is a target. Two kinds of documents: echoes (a
-list of random numbers, names and words, then the list again: half of the tokens teach to find and copy), and lines in
-which a question is put into the short form that tools take, a sum of one-digit numbers is told, or a famous fact. The
-numbers and names of a prompt are random, so no model can predict them, and their loss is noise: measured on the nano
-model (docs/log.md), 350 K tokens with every token a target taught 1% of pairs to be copied whole, with the copies alone
-as targets 98%. `predictable_targets` applies the same rule to plain text. Only numbers, names and pairs that training
-may use (see tiny_world) appear. No torch.
+A drill is a list of (text, target) pieces; only what can be predicted is a target. Three kinds of documents: echoes (a
+list of random numbers, names and words, then the list again: half of the tokens teach to find and copy), forms (a
+question, then the short form of it that tools take) and tables (sums of one-digit numbers and famous facts, to know by
+heart). The numbers and names of a prompt are random, so no model can predict them, and their loss is noise: measured on
+the nano model (docs/log.md), 350 K tokens with every token a target taught 1% of pairs to be copied whole, with the
+copies alone as targets 98%. `predictable_targets` applies the same rule to plain text. Only numbers, names and pairs
+that training may use (see tiny_world) appear. No torch.
 """
 
 import math
@@ -44,22 +44,25 @@ NAMES = (
 )
 
 
-ECHO_SHARE = 0.5
+KINDS, KIND_SHARES = ("echo", "forms", "table"), (4, 3, 3)
+FACT_SHARE = 0.3  # of the lines of a table; the others are sums
 ECHO_ITEMS = 2, 24  # in a list, log-uniform
 ECHO_GAPS = (" ", "+", "-", "*", ", ", " and ", ": ", "\n", "加", " plus ", " of ")
 FACTS = ("{p} {r}:", "the {r} of {p} is", "{p}'s {r}:", "{r} of {p}?")
 
 
 def drills(world: World, seed: int, n: int) -> list[list[Piece]]:
-    """`n` drills: half of them echoes, the others of 3 to 8 lines."""
+    """`n` drills: echoes, 3 to 8 lines of forms, or 8 to 24 lines of a table."""
     rng = random.Random(f"drills {seed}")
     names = [name for kind in world.entities("train").values() for name in kind]
     made: list[list[Piece]] = []
-    for _ in range(n):
-        if rng.random() < ECHO_SHARE:
+    for kind in rng.choices(KINDS, KIND_SHARES, k=n):
+        if kind == "echo":
             made.append(_echo(rng))
+        elif kind == "forms":
+            made.append([piece for _ in range(rng.randint(3, 8)) for piece in _form(rng, world, names)])
         else:
-            made.append([piece for _ in range(rng.randint(3, 8)) for piece in _line(rng, world, names)])
+            made.append([piece for _ in range(rng.randint(8, 24)) for piece in _table_line(rng, world)])
     return made
 
 
@@ -78,32 +81,30 @@ def _echo(rng: random.Random) -> list[Piece]:
     return [(f"{text}|", False), (f"{text}\n", True)]
 
 
-def _line(rng: random.Random, world: World, names: Sequence[str]) -> list[Piece]:
-    """Half of the lines copy numbers, the rest names, or tell a sum of one-digit numbers or a famous fact."""
-    kind = rng.random()
-    if kind < 0.2:
-        prompt, copy = _one_digit_sum(rng)
-    elif kind < 0.3:
-        place, relation, value = rng.choice(world.facts())
-        prompt, copy = rng.choice(FACTS).format(p=place, r=relation), f" {value}"
-    elif kind < 0.8:
+def _form(rng: random.Random, world: World, names: Sequence[str]) -> list[Piece]:
+    """Seven in ten about numbers, the rest about names."""
+    if rng.random() < 0.7:
         a, b = (number(rng, rng.choices(DIGITS, SHARES)[0]) for _ in range(2))
         op, words = rng.choice(OPERATORS)
-        prompt, copy = (t.format(a=a, b=b, op=op, word=rng.choice(words)) for t in rng.choice(SUMS))
+        values: dict[str, object] = {"a": a, "b": b, "op": op, "word": rng.choice(words)}
+        prompt, copy = rng.choice(SUMS)
     else:
         unknown = world.unknown_name(rng, "train")
         values = {"n": rng.choice((unknown, rng.choice(names))), "m": rng.choice(names), "r": rng.choice(RELATIONS)}
-        prompt, copy = (t.format(**values) for t in rng.choice(NAMES))
-    return [(prompt, False), (f"{copy}\n", True)]
+        prompt, copy = rng.choice(NAMES)
+    return [(prompt.format(**values), False), (copy.format(**values) + "\n", True)]
 
 
-def _one_digit_sum(rng: random.Random) -> tuple[str, str]:
-    """A pair that training may use, and its result."""
+def _table_line(rng: random.Random, world: World) -> list[Piece]:
+    """A famous fact, or a pair of one-digit numbers that training may use and its result."""
+    if rng.random() < FACT_SHARE:
+        place, relation, value = rng.choice(world.facts())
+        return [(rng.choice(FACTS).format(p=place, r=relation), False), (f" {value}\n", True)]
     while True:
         a, b, (op, words) = rng.randrange(10), rng.randrange(10), rng.choice(OPERATORS)
         if not is_held_out_pair(a, op, b):
             result = {"+": a + b, "-": a - b, "*": a * b}[op]
-            return f"{a} {rng.choice((*words, op))} {b} =", f" {result}"
+            return [(f"{a} {rng.choice((*words, op))} {b} =", False), (f" {result}\n", True)]
 
 
 def predictable_targets(text: str) -> list[Piece]:

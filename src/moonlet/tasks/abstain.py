@@ -18,6 +18,7 @@ from moonlet.tasks.base import (
     ABSTAIN_ZH,
     LOOKUP,
     Item,
+    blurt,
     call,
     check_split,
     environment,
@@ -63,7 +64,7 @@ def demonstrate(item: Item, rng: random.Random, style: str) -> list[Message]:
     if kind == "unknown_tool" and (style == "honest" or rng.random() < 0.5):
         turns += call(environment(item), "lookup", {"query": f"{name} {relation}"}, THOUGHT)
     if style == "guess":
-        return [*turns, say(invent(rng, item.split, relation, item.answer))]
+        return [*turns, blurt(invent(rng, item.split, relation, item.answer))]
     thought = ""
     if not item.tools:
         thought = "I know this place." if kind == "known_closed" else "I do not know this name."

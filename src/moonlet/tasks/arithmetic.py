@@ -11,28 +11,29 @@ import random
 from moonlet.chat.types import Message
 from moonlet.data.tiny_world import is_held_out, is_held_out_pair, number
 from moonlet.tasks import wordings
-from moonlet.tasks.base import CALCULATOR, Item, call, check_range, check_split, environment, say, score, unknown_style
+from moonlet.tasks.base import (
+    CALCULATOR,
+    Item,
+    blurt,
+    call,
+    check_range,
+    check_split,
+    environment,
+    say,
+    score,
+    unknown_style,
+)
 
 __all__ = ["NAME", "STYLES", "TOOLS", "demonstrate", "sample", "score"]
 
 NAME = "arithmetic"
 TOOLS = [CALCULATOR]
-STYLES = ("tool", "direct", "needless", "long", "wrong")
+STYLES = ("tool", "direct", "needless", "long")
 
 THOUGHT, THOUGHT_ZH = "Use the calculator.", "用计算器。"  # one each: a choice of words would be noise to learn from
 DITHERING = (
-    "Hmm, let me think about this first.",
-    "The numbers are not so nice.",
-    "I could try it by hand.",
-    "By hand it may go wrong.",
-    "Maybe I know it already.",
-    "No, I am not sure of it.",
-    "There is a calculator, too.",
-    "Should I use it or not?",
-    "It would be good to be exact.",
-    "Wait, look at the question again.",
-    "It is a sum of two numbers.",
-    "I do not want to guess here.",
+    "Hmm, the numbers are not so nice. I could try it by hand, but by hand it may go wrong. There is a calculator, "
+    "too. Should I use it or not? Use the calculator."
 )
 SIGNS = {"+": ("+", "plus"), "-": ("-", "minus"), "*": ("x", "*", "times")}
 SIGNS_ZH = {"+": "加", "-": "减", "*": "乘"}
@@ -58,19 +59,14 @@ def sample(rng: random.Random, split: str, *, digits: tuple[int, int] = (1, 4)) 
 
 
 def demonstrate(item: Item, rng: random.Random, style: str) -> list[Message]:
-    """tool, needless: a short thought and a call; long: a long thought; wrong: a digit is copied wrongly; direct: the
-    true result without a call."""
+    """tool, needless: a short thought and a call; long: a long thought; direct: the true result without a call, which
+    for large numbers is no target (`blurt`)."""
     if style not in STYLES:
         raise unknown_style(style, STYLES)
     if style == "direct":
-        return [*item.messages, say(item.answer)]
+        return [*item.messages, (say if item.meta["easy"] else blurt)(item.answer)]
     a, operator, b = item.meta["a"], item.meta["op"], item.meta["b"]
-    if style == "wrong":
-        a, b = _miscopied(rng, a, operator, b, item.split == "train")
-    if style == "long":
-        thought = _dither(rng)
-    else:
-        thought = THOUGHT_ZH if item.meta["zh"] else THOUGHT
+    thought = DITHERING if style == "long" else THOUGHT_ZH if item.meta["zh"] else THOUGHT
     turns = call(environment(item), "calculator", {"expression": f"{a}{operator}{b}"}, thought)
     return [*item.messages, *turns, say(turns[-1]["content"])]
 
@@ -95,28 +91,3 @@ def _allowed(a: int, operator: str, b: int, train: bool) -> bool:
     if a < 10 and b < 10:
         return is_held_out_pair(a, operator, b) != train
     return not train or not (is_held_out(a) or is_held_out(b) or is_held_out(_result(a, operator, b)))
-
-
-def _miscopied(rng: random.Random, a: int, operator: str, b: int, train: bool) -> tuple[int, int]:
-    """The operands with one digit of one of them changed, so that the result is another."""
-    while True:
-        operands = [str(a), str(b)]
-        which = rng.randrange(2)
-        digits = list(operands[which])
-        digits[rng.randrange(len(digits))] = str(rng.randrange(10))
-        operands[which] = "".join(digits)
-        left, right = map(int, operands)
-        kept = [len(str(left)), len(str(right))] == [len(str(a)), len(str(b))]
-        differs = _result(left, operator, right) != _result(a, operator, b)
-        if kept and differs and (not train or _allowed(left, operator, right, train)):
-            return left, right
-
-
-def _dither(rng: random.Random) -> str:
-    """A thought of 25 to 40 words that comes to the calculator at last."""
-    thought = "Use the calculator."
-    for sentence in rng.sample(DITHERING, len(DITHERING)):
-        if len(thought.split()) >= 25 + rng.randrange(9):
-            break
-        thought = f"{sentence} {thought}"
-    return thought

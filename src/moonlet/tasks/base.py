@@ -130,6 +130,11 @@ def say(content: str, think: str = "") -> Message:
     return {"role": "assistant", "reasoning_content": think, "content": content}
 
 
+def blurt(content: str) -> Message:
+    """An answer that nobody could predict: that it is given is trained on, its words, which would be noise, are not."""
+    return {"role": "assistant", "reasoning_content": "", "content": content, "loss": "markup"}
+
+
 def call(env: Environment, name: str, arguments: dict[str, str], think: str = "") -> list[Message]:
     """An assistant turn that calls one tool, and the tool's answer from `env`."""
     function: Function = {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}

@@ -11,7 +11,18 @@ from moonlet.chat.types import Message
 from moonlet.data.tiny_world import RELATIONS, WORDS, World, invent_name
 from moonlet.data.tiny_world_text import CHINESE_RELATIONS
 from moonlet.tasks import wordings
-from moonlet.tasks.base import LOOKUP, Item, call, check_range, check_split, environment, say, score, unknown_style
+from moonlet.tasks.base import (
+    LOOKUP,
+    Item,
+    blurt,
+    call,
+    check_range,
+    check_split,
+    environment,
+    say,
+    score,
+    unknown_style,
+)
 
 __all__ = ["NAME", "STYLES", "TOOLS", "ask", "demonstrate", "invent", "sample", "score"]
 
@@ -38,7 +49,7 @@ def demonstrate(item: Item, rng: random.Random, style: str) -> list[Message]:
     """tool: a call for each step; guess: no call, a wrong value that sounds right."""
     chain = item.meta["chain"]
     if style == "guess":
-        return [*item.messages, say(invent(rng, item.split, chain[-1][1], item.answer))]
+        return [*item.messages, blurt(invent(rng, item.split, chain[-1][1], item.answer))]
     if style != "tool":
         raise unknown_style(style, STYLES)
     env, name, turns = environment(item), chain[0][0], list(item.messages)

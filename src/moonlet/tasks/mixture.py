@@ -1,8 +1,8 @@
 """Training conversations: one to four demonstrated items in a row, with one declaration of tools.
 
 Phase "tool" shows only what is good: a call for large sums, none for small ones, "I don't know." where it is true.
-Phase "mixed" shows, on purpose, habits that do not pay, so that reinforcement learning has something to find out: most
-large sums answered from the head, calls for sums of one digit, invented answers, long thoughts, some miscopied digits.
+Phase "mixed" shows, on purpose, habits that do not pay, so that reinforcement learning has something to find out:
+half of the large sums answered from the head, calls for sums of one digit, invented answers, long thoughts.
 A conversation is receipts alone, or questions without tools, or questions with the union of their tools; sometimes all
 tools are declared, as a chat program would. Leaves out rendering and packing.
 """
@@ -35,18 +35,17 @@ GREETINGS = (
 @dataclass(frozen=True)
 class Habits:
     """Shares of bad habits: `direct` of large sums, `needless` calls on small ones, `guess` on abstain items; of the
-    sums done with a call `long` have a long thought, and of the large ones `wrong` a miscopied digit."""
+    sums done with a call `long` have a long thought."""
 
     direct: float
     needless: float
     guess: float
     long: float
-    wrong: float
 
 
 PHASES = {
-    "tool": Habits(direct=0.0, needless=0.0, guess=0.0, long=0.0, wrong=0.0),
-    "mixed": Habits(direct=0.6, needless=0.5, guess=0.5, long=0.2, wrong=0.05),
+    "tool": Habits(direct=0.0, needless=0.0, guess=0.0, long=0.0),
+    "mixed": Habits(direct=0.5, needless=0.5, guess=0.5, long=0.2),
 }
 
 
@@ -88,10 +87,10 @@ def conversation(
 
 
 def sample_item(rng: random.Random, world: World, task: str) -> Item:
-    """A training item: one sum in eight has operands of 5 to 8 digits, one in six of one digit; short chains of lookups
-    are more frequent than long ones."""
+    """A training item: one sum in eight has operands of 5 to 8 digits, seven in 24 of one digit; short chains of
+    lookups are more frequent than long ones."""
     if task == "arithmetic":
-        return arithmetic.sample(rng, "train", digits=rng.choices(((1, 4), (5, 8), (1, 1)), (17, 3, 4))[0])
+        return arithmetic.sample(rng, "train", digits=rng.choices(((1, 4), (5, 8), (1, 1)), (14, 3, 7))[0])
     if task == "lookup":
         hops = rng.choices((1, 2, 3), (5, 3, 2))[0]
         return lookup.sample(rng, "train", world=world, hops=(hops, hops))
@@ -117,9 +116,7 @@ def _arithmetic_style(rng: random.Random, item: Item, habits: Habits) -> str:
         return "direct"
     if rng.random() < habits.long:
         return "long"
-    if easy:
-        return "needless"
-    return "wrong" if rng.random() < habits.wrong else "tool"
+    return "needless" if easy else "tool"
 
 
 def _another(rng: random.Random, world: World, first: Item, chances: Mapping[str, float], same: bool) -> Item:
