@@ -18,6 +18,7 @@ TINY = [
     "data.stdlib_bytes=60000",
     "data.world_documents=400",
     "data.drills=200",
+    "data.dictations=200",
     "tokenizer.vocab_size=1024",
     "pretrain.steps=8",
     "sft.steps=8",

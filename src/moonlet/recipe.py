@@ -33,7 +33,8 @@ class Run(Section):
 class Data(Section):
     stdlib_bytes: int = Field(400_000, ge=0, le=100_000_000, description="bytes of standard-library text to train on")
     world_documents: int = Field(6000, ge=100, le=1_000_000, description="tiny-world texts to train on")
-    drills: int = Field(6000, ge=1, le=1_000_000, description="copy drills to train on")
+    drills: int = Field(3000, ge=1, le=1_000_000, description="echoes, forms and tables to train on")
+    dictations: int = Field(5000, ge=0, le=1_000_000, description="dictations to train on: questions and their calls")
     world_seed: int = Field(0, ge=0, lt=2**32, description="seed of the tiny world: its people, places and facts")
     seq_len: int = Field(256, ge=16, le=1_048_576, description="tokens in a packed pretraining row")
 
@@ -69,7 +70,7 @@ class Optim(Section):
 
 class Pretrain(Section):
     steps: int = Field(200, ge=1, description="optimiser steps")
-    drill_share: float = Field(0.5, ge=0, le=1, description="first part of the steps, on copy drills alone")
+    drill_share: float = Field(0.5, ge=0, le=1, description="first part of the steps, on drills and dictations alone")
     rows: int = Field(8, ge=1, description="rows of data.seq_len tokens in a batch")
     recall_start: bool = Field(True, description="KDA layers begin as a memory of what followed each token")
     gate: float = Field(3.0, gt=0, description="held-out bits a byte that the stage must reach to pass")
@@ -97,7 +98,7 @@ class Rl(Section):
     adamw_lr: float = Field(0.0003, gt=0, le=1, description="peak learning rate of all else")
     call_bonus: float = Field(0.1, ge=0, lt=1, description="reward of a valid call, gone after half of the steps")
     length_penalty: float = Field(0.5, ge=0, le=1, description="most that a long right answer loses to its siblings")
-    needless_cost: float = Field(0.3, ge=0, le=1, description="what a right answer loses for a call that cannot help")
+    needless_cost: float = Field(0.5, ge=0, le=1, description="what a right answer loses for a call that cannot help")
     log_ratio_low: float = Field(-0.7, lt=0, description="log-ratio below which a token gives no gradient")
     log_ratio_high: float = Field(0.7, gt=0, description="log-ratio above which a token gives no gradient")
     tau: float = Field(0.01, ge=0, description="weight of the squared log-ratio")

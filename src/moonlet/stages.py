@@ -6,6 +6,7 @@ over through the run's folder only, so that each can be run alone after the ones
 
 import json
 import os
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -35,6 +36,7 @@ from moonlet.recipe import Recipe, Sft
 from moonlet.report import write_report
 from moonlet.rl.loop import RLConfig, train_rl
 from moonlet.tasks.base import ALL_TOOLS
+from moonlet.tasks.dictation import dictations
 from moonlet.tracker import Run
 from moonlet.train import checkpoint, corpus
 from moonlet.train.flops import gemm_gflops
@@ -134,7 +136,9 @@ def tokenizer(c: Context) -> Record:
     texts = documents(c)
     made = corpus.train_tokenizer(texts["training"], c.world, r.tokenizer.vocab_size, seed)
     made.save(c.folder / "tokenizer", chat_template=chat_template())
-    practice = drills.drills(c.world, seed, r.data.drills)
+    words = drills.words(texts["training"])
+    practice = drills.drills(c.world, seed, r.data.drills) + dictations(c.world, words, seed, r.data.dictations)
+    random.Random(f"practice {seed}").shuffle(practice)
     rows = corpus.pretrain_rows(made, practice, r.data.seq_len)
     rows.save(c.folder / "data" / "drills")
     plain = [drills.predictable_targets(text) for text in texts["training"]]

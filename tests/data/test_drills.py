@@ -12,7 +12,7 @@ SUM = re.compile(r"^(\d) (\S+) (\d) =$")
 
 def test_an_echo_says_the_list_again_and_targets_only_the_echo() -> None:
     echoes = [d for d in drills(WORLD, 0, 400) if len(d) == 2 and d[0][0].endswith("|")]
-    assert 120 < len(echoes) < 200
+    assert 90 < len(echoes) < 150
     for (first, prompt), (second, target) in echoes:
         assert (prompt, target) == (False, True)
         assert first.removesuffix("|") == second.removesuffix("\n")

@@ -12,7 +12,7 @@ that training may use (see tiny_world) appear. No torch.
 import math
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from moonlet.data.tiny_world import WORDS, World, invent_name, is_held_out_pair, number
 
@@ -44,8 +44,8 @@ NAMES = (
 )
 
 
-KINDS, KIND_SHARES = ("echo", "forms", "table"), (4, 3, 3)
-FACT_SHARE = 0.3  # of the lines of a table; the others are sums
+KINDS, KIND_SHARES = ("echo", "forms", "table"), (3, 1, 6)
+FACT_SHARE = 0.2  # of the lines of a table; the others are sums
 ECHO_ITEMS = 2, 24  # in a list, log-uniform
 ECHO_GAPS = (" ", "+", "-", "*", ", ", " and ", ": ", "\n", "加", " plus ", " of ")
 FACTS = ("{p} {r}:", "the {r} of {p} is", "{p}'s {r}:", "{r} of {p}?")
@@ -115,3 +115,8 @@ def predictable_targets(text: str) -> list[Piece]:
         pieces.append((part, not part.isdigit() or part in seen or len(part) < 2))
         seen.add(part)
     return [piece for piece in pieces if piece[0]]
+
+
+def words(texts: Iterable[str]) -> list[str]:
+    """The lower-case words of plain text, each once, in alphabetical order."""
+    return sorted({word for text in texts for word in re.findall(r"\b[a-z]{2,10}\b", text)})

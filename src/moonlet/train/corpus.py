@@ -1,6 +1,6 @@
 """From recipe to packed rows: the pretraining corpus, the tokenizer, the SFT conversations, the held-out text.
 
-Pretraining: copy drills, then the standard library's source and docstrings beside tiny-world texts and more drills;
+Pretraining: drills and dictations, then the standard library's text beside tiny-world texts and more of both;
 every document ends with [EOS]; what cannot be predicted (a random number's first appearance) is no target.
 SFT text, three phases of `tasks.mixture` conversations: "short" (one question, tools not declared, two a row: most
 practice a token for the slow skill, copying), "tool" (only what is good), "mixed" (habits that RL must judge).
@@ -48,7 +48,7 @@ def conversations(world: World, phase: str, count: int, seed: int) -> Iterator[l
             messages, _ = mixture.conversation(rng, world, "tool", max_items=1, weights=SHORT_WEIGHTS)
             yield render(messages)
         else:
-            messages, tools = mixture.conversation(rng, world, phase, max_items=2)
+            messages, tools = mixture.conversation(rng, world, phase, max_items=3)
             yield render(messages, tools)
 
 
