@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "agent": {"chat", "sandbox"},
     "evals": {"tasks", "engine", "train", "rl", "recipe"},
     "report": {"tracker", "errors", "files"},
-    "doctor": set(),
+    "doctor": {"model"},
     "progress": set(),
     "stages": {"recipe", "rl", "evals", "report", "progress"},
     "run": {"recipe", "stages", "progress"},

@@ -255,8 +255,9 @@ def test_model_with_and_without(form: str, packed: bool, monkeypatch: pytest.Mon
     plain_loss, plain_grads = loss_and_gradients(form, batch)
     assert loss == pytest.approx(plain_loss, rel=1e-6)
     floor = 1e-3 * float(torch.stack([g.norm() for g in plain_grads]).median())
+    # Both are fp32: from fp64 the native gradients are at most 7e-5 away here, the plain ones 4e-5.
     for a, b in zip(grads, plain_grads):
-        assert float((a - b).norm()) < 5e-5 * max(float(b.norm()), floor)
+        assert float((a - b).norm()) < 2e-4 * max(float(b.norm()), floor)
 
 
 def test_native_kernels_are_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
