@@ -1,6 +1,6 @@
 """The engine as programs see it: messages in, a reply (whole or streamed) out.
 
-One model, many callers: each `next()` of a stream advances its own sequence by one token under the engine's lock, so
+One model, many callers: each `next()` of a stream advances its own sequence by one token in its turn, so
 streams from several threads share the machine token by token. Closing a stream frees its cache. Left out: continuous
 batching of streams (each sequence steps alone); rl and evals batch through `generate`.
 """
@@ -8,6 +8,7 @@ batching of streams (each sequence steps alone); rl and evals batch through `gen
 import random
 import threading
 import uuid
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,35 @@ class Reply:
         return out
 
 
+class Turns:
+    """A lock that is given in the order of asking, so that no stream waits while another takes two steps."""
+
+    def __init__(self) -> None:
+        self.guard = threading.Lock()
+        self.waiting: deque[threading.Event] = deque()  # the first one has the lock
+
+    def __enter__(self) -> None:
+        mine = threading.Event()
+        with self.guard:
+            self.waiting.append(mine)
+            if self.waiting[0] is mine:
+                mine.set()
+        try:
+            mine.wait()
+        except BaseException:  # Ctrl-C while waiting
+            self.leave(mine)
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self.leave(self.waiting[0])
+
+    def leave(self, place: threading.Event) -> None:
+        with self.guard:
+            self.waiting.remove(place)
+            if self.waiting:
+                self.waiting[0].set()
+
+
 class Engine:
     """A loaded model folder; `chat` and `stream` are its two verbs."""
 
@@ -56,7 +86,7 @@ class Engine:
         self.context_length = self.model.config.max_position_embeddings
         self.stop = tokenizer.special[END]
         self.threads = threads
-        self.lock = threading.Lock()
+        self.turns = Turns()
 
     def stream(
         self,
@@ -116,7 +146,7 @@ class Engine:
         random_numbers = np.random.default_rng(seed)
         cache, queue = None, prompt
         for _ in range(sampling.max_tokens):
-            with self.lock, torch.no_grad():
+            with self.turns, torch.no_grad():
                 torch.set_num_threads(self.threads)
                 if cache is None:
                     cache, logits = prefill(self.model, [prompt], min(sampling.max_tokens, 256))
