@@ -19,12 +19,12 @@ from torch import Tensor
 from moonlet.files import write_json
 from moonlet.model import kda as layer
 from moonlet.model.config import ModelConfig
-from moonlet.model.kernels.conv import conv_qkv, native_conv_qkv
-from moonlet.model.kernels.gated_norm import gated_norm, native_gated_norm
+from moonlet.model.kernels import native as kernels
+from moonlet.model.kernels.conv import conv_qkv_torch, native_conv_qkv
+from moonlet.model.kernels.gated_norm import gated_norm_torch, native_gated_norm
 from moonlet.model.kernels.kda.chunk import chunk_kda
-from moonlet.model.kernels.kda.gate import kda_gate, native_kda_gate
+from moonlet.model.kernels.kda.gate import kda_gate_torch, native_kda_gate
 from moonlet.model.kernels.kda.native import native_kda
-from moonlet.model.kernels.native import why_not
 
 B, T, D, H, K = 8, 256, 128, 4, 32
 CONFIG = ModelConfig(
@@ -67,16 +67,16 @@ def both_ways(function: Callable[..., Tensor | tuple[Tensor, ...]], *inputs: Ten
 
 
 def layer_pass(kda: layer.KDA, x: Tensor, native: bool) -> Pass:
-    usable = layer.usable
+    library = kernels.library
 
     def run() -> list[Tensor]:
-        layer.usable = usable if native else lambda *_: False
+        kernels.library = library if native else lambda: None  # type: ignore[assignment]
         try:
             leaf = x.clone().requires_grad_()
             y = kda(leaf)
             return [y.detach(), *torch.autograd.grad(y, [leaf, *kda.parameters()], torch.ones_like(y))]
         finally:
-            layer.usable = usable
+            kernels.library = library
 
     return run
 
@@ -90,8 +90,8 @@ def passes() -> dict[str, tuple[Pass, Pass]]:
     kda.init_gates(r)
     qkv, taps = torch.randn(B, T, 3 * H * K, generator=r), torch.randn(3 * H * K, 4, generator=r)
     raw, gate = torch.randn(B, T, H * K, generator=r), torch.randn(B, T, H * K, generator=r)
-    q, k, v = conv_qkv(qkv, taps, None, None, H)
-    g, beta = kda_gate(raw, kda.dt_bias, kda.A_log, -5.0), torch.rand(B, T, H, generator=r)
+    q, k, v = conv_qkv_torch(qkv, taps, None, None, H)
+    g, beta = kda_gate_torch(raw, kda.dt_bias, kda.A_log, -5.0), torch.rand(B, T, H, generator=r)
     weight = torch.ones(K)
 
     def pair(plain: Callable, native: Callable, *inputs: Tensor) -> tuple[Pass, Pass]:
@@ -100,11 +100,18 @@ def passes() -> dict[str, tuple[Pass, Pass]]:
     x = torch.randn(B, T, D, generator=r)
     return {
         "conv, SiLU, L2 norm": pair(
-            lambda x, w: conv_qkv(x, w, None, None, H), lambda x, w: native_conv_qkv(x, w, None, None, H), qkv, taps
+            lambda x, w: conv_qkv_torch(x, w, None, None, H),
+            lambda x, w: native_conv_qkv(x, w, None, None, H),
+            qkv,
+            taps,
         ),
-        "gate": pair(lambda *t: kda_gate(*t, -5.0), lambda *t: native_kda_gate(*t, -5.0), raw, kda.dt_bias, kda.A_log),
+        "gate": pair(
+            lambda *t: kda_gate_torch(*t, -5.0), lambda *t: native_kda_gate(*t, -5.0), raw, kda.dt_bias, kda.A_log
+        ),
         "recurrence": pair(lambda *t: chunk_kda(*t)[0], lambda *t: native_kda(*t)[0], q, k, v, g, beta),
-        "gated norm": pair(lambda *t: gated_norm(*t, 1e-5), lambda *t: native_gated_norm(*t, 1e-5), v, weight, gate),
+        "gated norm": pair(
+            lambda *t: gated_norm_torch(*t, 1e-5), lambda *t: native_gated_norm(*t, 1e-5), v, weight, gate
+        ),
         "whole layer": (layer_pass(kda, x, native=False), layer_pass(kda, x, native=True)),
     }
 
@@ -124,8 +131,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20)
     repeats = parser.parse_args().repeats
     torch.set_num_threads(1)
-    if why_not():
-        raise SystemExit(why_not())
+    if kernels.why_not():
+        raise SystemExit(kernels.why_not())
     rows = {}
     print(f"{'forward + backward':22}{'plain ms':>10}{'native ms':>11}{'speed-up':>10}{'tokens/s':>11}{'differ':>10}")
     for name, (plain, native) in passes().items():

@@ -16,9 +16,11 @@ from small_models import k3, kimi_linear, random_model, relative
 from torch import Tensor
 
 from moonlet.model import kda as layer
+from moonlet.model.kernels import kda as core
+from moonlet.model.kernels import native
 from moonlet.model.kernels.conv import l2norm, native_conv_qkv, short_conv
-from moonlet.model.kernels.gated_norm import gated_norm, native_gated_norm
-from moonlet.model.kernels.kda.gate import kda_gate, native_kda_gate
+from moonlet.model.kernels.gated_norm import gated_norm_torch, native_gated_norm
+from moonlet.model.kernels.kda.gate import kda_gate_torch, native_kda_gate
 from moonlet.model.kernels.kda.naive import naive_kda
 from moonlet.model.kernels.kda.native import native_kda
 from moonlet.model.kernels.native import library, why_not
@@ -112,7 +114,7 @@ def test_inputs_may_be_views() -> None:
 
 
 def exact_conv(x: Tensor, taps: Tensor, past: Tensor | None, segments: Tensor | None, heads: int) -> Outputs:
-    """`conv_qkv` without its cast to fp32."""
+    """`conv_qkv_torch` without its cast to fp32."""
     q, k, v = short_conv(x, taps, past, segments).unflatten(-1, (3, heads, -1)).unbind(2)
     return l2norm(q) * q.shape[-1] ** -0.5, l2norm(k), v
 
@@ -144,7 +146,7 @@ def test_conv_goes_on_from_its_past() -> None:
 def test_gated_norm(V: int) -> None:
     r = torch.Generator().manual_seed(0)
     o, weight, gate = (torch.randn(*s, generator=r) * 2 for s in ((B, 50, 3, V), (V,), (B, 50, 3 * V)))
-    same(native_gated_norm, gated_norm, [o, weight, gate], 1e-5)
+    same(native_gated_norm, gated_norm_torch, [o, weight, gate], 1e-5)
 
 
 @pytest.mark.parametrize("lower", [None, -5.0])
@@ -152,7 +154,7 @@ def test_gated_norm(V: int) -> None:
 def test_gate(K: int, lower: float | None) -> None:
     r = torch.Generator().manual_seed(0)
     raw, bias, A_log = (torch.randn(*s, generator=r) * 3 for s in ((B, 50, 3 * K), (3 * K,), (3,)))
-    same(native_kda_gate, kda_gate, [raw * 4, bias, A_log / 3], lower)
+    same(native_kda_gate, kda_gate_torch, [raw * 4, bias, A_log / 3], lower)
 
 
 @pytest.mark.parametrize("lower", [None, -5.0])
@@ -160,7 +162,7 @@ def test_gate_is_exact_for_each_z(lower: float | None) -> None:
     """Small decays matter as much as large ones: here every value by itself, 1e-6 being some 8 roundings."""
     raw, zero = torch.linspace(-60, 60, 1203).view(1, 1, -1), torch.zeros(1203)
     got = native_kda_gate(raw, zero, torch.zeros(1), lower)
-    truth = kda_gate(raw.double(), zero.double(), torch.zeros(1).double(), lower)
+    truth = kda_gate_torch(raw.double(), zero.double(), torch.zeros(1).double(), lower)
     assert ((got - truth) / truth).abs().max() < 1e-6
 
 
@@ -186,10 +188,10 @@ def layer_gradients(kda: layer.KDA, x: Tensor, segments: Tensor | None) -> list[
 def test_layer(form: str, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     kda, x = layer_and_input(form)
     segments = documents(x.shape[1]) if packed else None
-    native = layer_gradients(kda, x, segments)
-    monkeypatch.setattr(layer, "usable", lambda *_: False)
-    monkeypatch.setattr(layer, "native_kda", None)
-    for got, truth in zip(native, layer_gradients(kda, x, segments), strict=True):
+    fast = layer_gradients(kda, x, segments)
+    monkeypatch.setattr(native, "library", lambda: None)
+    monkeypatch.setattr(core, "native_kda", None)
+    for got, truth in zip(fast, layer_gradients(kda, x, segments), strict=True):
         assert relative(got, truth) < TOLERANCE
         assert not torch.equal(got, truth), "both ran the same kernels"
 

@@ -19,13 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moonlet.model.config import ModelConfig
-from moonlet.model.kernels.conv import conv_qkv, native_conv_qkv
-from moonlet.model.kernels.gated_norm import gated_norm, native_gated_norm
-from moonlet.model.kernels.kda.chunk import chunk_kda
-from moonlet.model.kernels.kda.gate import kda_gate, native_kda_gate
-from moonlet.model.kernels.kda.naive import step
-from moonlet.model.kernels.kda.native import native_kda
-from moonlet.model.kernels.native import usable
+from moonlet.model.kernels.conv import conv_qkv
+from moonlet.model.kernels.gated_norm import gated_norm
+from moonlet.model.kernels.kda import delta_rule
+from moonlet.model.kernels.kda.gate import kda_gate
 from moonlet.model.norm import RMSNorm
 
 
@@ -74,31 +71,21 @@ class KDA(nn.Module):
         self, x: Tensor, segments: Tensor | None = None, state: KDAState | None = None, valid: Tensor | None = None
     ) -> Tensor:
         """x [B, T, d] -> [B, T, d]; `state` is read and updated in place of its fields."""
-        native = usable(x)
         qkv = F.linear(x, torch.cat([self.q_proj.weight, self.k_proj.weight, self.v_proj.weight]))
         taps = torch.cat([self.q_conv1d.weight, self.k_conv1d.weight, self.v_conv1d.weight]).squeeze(1)
         past, S = (None, None) if state is None else (state.conv, state.S)
-        q, k, v = (native_conv_qkv if native else conv_qkv)(qkv, taps, past, segments, self.num_heads)
+        q, k, v = conv_qkv(qkv, taps, past, segments, self.num_heads)
         raw = self.f_b_proj(self.f_a_proj(x)).float()
-        g = (native_kda_gate if native else kda_gate)(raw, self.dt_bias, self.A_log.float(), self.lower_bound)
+        g = kda_gate(raw, self.dt_bias, self.A_log.float(), self.lower_bound)
         beta = torch.sigmoid(self.b_proj(x).float())
         if valid is not None:
             g, beta = g * valid[:, :, None, None], beta * valid[:, :, None]
-        o, S = (native_kda if native else self.plain_kda)(q, k, v, g, beta, S, segments)
+        o, S = delta_rule(q, k, v, g, beta, S, segments, pairwise=self.lower_bound is None)
         if state is not None:
             state.S, state.conv = S, conv_tail(state.conv, qkv, valid)
         gate = self.g_proj(x) if hasattr(self, "g_proj") else self.g_b_proj(self.g_a_proj(x))
-        o = (native_gated_norm if native else gated_norm)(o, self.o_norm.weight, gate.float(), self.o_norm.eps)
+        o = gated_norm(o, self.o_norm.weight, gate.float(), self.o_norm.eps)
         return self.o_proj(o.to(x.dtype))
-
-    def plain_kda(
-        self, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, S: Tensor | None, segments: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """The recurrence for one token, tiles for more: -> o [B, T, H, V], state [B, H, K, V]."""
-        if S is None or q.shape[1] > 1:
-            return chunk_kda(q, k, v, g, beta, S, segments, pairwise=self.lower_bound is None)
-        o, S = step(q[:, 0], k[:, 0], v[:, 0], g[:, 0], beta[:, 0], S)
-        return o.unsqueeze(1), S
 
 
 @torch.no_grad()

@@ -2,9 +2,9 @@
 
     q, k = L2norm(SiLU(conv(x))), q times K^-0.5,  v = SiLU(conv(x));   L2norm(x) = x / sqrt(sum x^2 + 1e-6)
 
-`conv_qkv` is the plain form, `native_conv_qkv` the same function in native/conv.cpp (fp32 on a CPU; no gradient for
-`past`). x [B, T, 3*H*K]: all of q, then k, then v; taps [3*H*K, width]; past [B, width-1, 3*H*K] or None (zeros);
-segments [B, T] or None; -> q, k, v [B, T, H, K] fp32.
+`conv_qkv_torch` is the plain form, `native_conv_qkv` the same function in native/conv.cpp (fp32 on a CPU; no gradient
+for `past`); `conv_qkv` takes the one that can. x [B, T, 3*H*K]: all of q, then k, then v; taps [3*H*K, width]; past
+[B, width-1, 3*H*K] or None (zeros); segments [B, T] or None; -> q, k, v [B, T, H, K] fp32.
 """
 
 import torch
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from moonlet.model.kernels.native import call
+from moonlet.model.kernels.native import call, usable
 
 
 def short_conv(x: Tensor, weight: Tensor, past: Tensor | None, segments: Tensor | None) -> Tensor:
@@ -36,6 +36,12 @@ def l2norm(x: Tensor) -> Tensor:
 
 
 def conv_qkv(
+    x: Tensor, taps: Tensor, past: Tensor | None, segments: Tensor | None, heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (native_conv_qkv if usable(x, taps, past) else conv_qkv_torch)(x, taps, past, segments, heads)
+
+
+def conv_qkv_torch(
     x: Tensor, taps: Tensor, past: Tensor | None, segments: Tensor | None, heads: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v = short_conv(x, taps, past, segments).float().unflatten(-1, (3, heads, -1)).unbind(2)

@@ -1,6 +1,7 @@
 """The output of KDA's heads: RMSNorm per head times the sigmoid of a gate (K3 report 2.1.1).
 
-`gated_norm` is the plain form, `native_gated_norm` the same function in native/gated_norm.cpp (fp32 on a CPU).
+`gated_norm_torch` is the plain form, `native_gated_norm` the same function in native/gated_norm.cpp (fp32 on a CPU);
+`gated_norm` takes the one that can.
 o [B, T, H, V], weight [V], gate [B, T, H*V] -> [B, T, H*V].
 """
 
@@ -9,10 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from moonlet.model.kernels.native import call
+from moonlet.model.kernels.native import call, usable
 
 
 def gated_norm(o: Tensor, weight: Tensor, gate: Tensor, eps: float) -> Tensor:
+    return (native_gated_norm if usable(o, weight, gate) else gated_norm_torch)(o, weight, gate, eps)
+
+
+def gated_norm_torch(o: Tensor, weight: Tensor, gate: Tensor, eps: float) -> Tensor:
     return F.rms_norm(o, o.shape[-1:], weight, eps).flatten(2) * torch.sigmoid(gate)
 
 

@@ -2,7 +2,8 @@
 
     z = raw + dt_bias,  A = e^A_log:   g = lower sigmoid(A z)  (bounded, lower = -5)   or   g = -A softplus(z)
 
-`kda_gate` is the plain form, `native_kda_gate` the same function in native/kda_gate.cpp (fp32 on a CPU).
+`kda_gate_torch` is the plain form, `native_kda_gate` the same function in native/kda_gate.cpp (fp32 on a CPU);
+`kda_gate` takes the one that can.
 raw [B, T, H*K], dt_bias [H*K], A_log [H], lower a number or None -> g [B, T, H, K] <= 0.
 """
 
@@ -11,10 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from moonlet.model.kernels.native import call
+from moonlet.model.kernels.native import call, usable
 
 
 def kda_gate(raw: Tensor, dt_bias: Tensor, A_log: Tensor, lower: float | None) -> Tensor:
+    return (native_kda_gate if usable(raw, dt_bias, A_log) else kda_gate_torch)(raw, dt_bias, A_log, lower)
+
+
+def kda_gate_torch(raw: Tensor, dt_bias: Tensor, A_log: Tensor, lower: float | None) -> Tensor:
     z = (raw + dt_bias).unflatten(-1, (len(A_log), -1))
     A = A_log.exp().unsqueeze(-1)
     return -A * F.softplus(z) if lower is None else lower * torch.sigmoid(A * z)
