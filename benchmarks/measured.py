@@ -10,7 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-FINAL = "4-bit model after RL"
+from moonlet.evals.measure import FINAL
+
 ROWS = (
     ("sums, 1-4 digits, held-out numbers, seen wordings, greedy", "arithmetic", "seen", f"{FINAL}, greedy"),
     ("the same at temperature 1", "arithmetic", "seen", f"{FINAL}, temperature 1"),
@@ -69,7 +70,7 @@ def main() -> None:
             gate = f"; {'passed' if s['passed'] else 'NOT PASSED'}: {s['gate']}" if "gate" in s else ""
             print(f"- {s['name']} {s['seconds']:.0f} s{speed}{gate}")
     seeds = [f"seed {results['run']['seed']}" for results in all_results]
-    print("\n" + table(["held-out measure", *seeds], [[n, *(cell(f.get((*k,))) for f in found)] for n, *k in ROWS]))
+    print("\n" + table(["held-out measure", *seeds], [[n, *(cell(f.get(tuple(k))) for f in found)] for n, *k in ROWS]))
     head = ["temperature 1", *(f"{seed}: {when}" for seed in seeds for when in ("SFT", "RL"))]
     conditions = ("before RL (SFT), temperature 1", "after RL, temperature 1")
     lines = [[n, *(cell(f.get((suite, split, c))) for f in found for c in conditions)] for n, suite, split in STRATEGY]

@@ -4,10 +4,10 @@
 
 quickstart: the K3 model of recipes/quickstart.toml, batch 8 x 256, this project's native kernels against its own plain
 PyTorch path. laptop: the Kimi Linear form (hidden 384, 8 layers, 16 experts top-4, vocabulary 8 K), batch 4 x 512,
-native kernels against transformers' KimiLinearForCausalLM, eager, fp32 (bf16 is no faster where the processor has no
-bf16 products). Both sides get all cores: this project one worker thread a core, the others PyTorch's own threads.
-First the losses must agree (2e-5), then the sides take turns and the median counts. FLOPs are those of `train.flops`
-for both sides; MFU is against the fp32 GEMM peak measured in the same run. Writes runs/bench/train_step.json.
+native kernels against transformers' KimiLinearForCausalLM, eager, fp32 (bf16 and torch.compile are not compared). Both
+sides get all cores: this project one worker thread a core, the others PyTorch's own threads. First the losses must
+agree (2e-5), then the sides take turns and the median counts. FLOPs are those of `train.flops` for both sides; MFU is
+against the fp32 GEMM peak measured in the same run. Writes runs/bench/train_step.json.
 """
 
 import argparse

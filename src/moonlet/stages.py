@@ -136,7 +136,7 @@ def tokenizer(c: Context) -> Record:
     texts = documents(c)
     made = corpus.train_tokenizer(texts["training"], c.world, r.tokenizer.vocab_size, seed)
     made.save(c.folder / "tokenizer", chat_template=chat_template())
-    words = drills.words(texts["training"])
+    words = drills.lower_case_words(texts["training"])
     practice = drills.drills(c.world, seed, r.data.drills) + dictations(c.world, words, seed, r.data.dictations)
     random.Random(f"practice {seed}").shuffle(practice)
     rows = corpus.pretrain_rows(made, practice, r.data.seq_len)

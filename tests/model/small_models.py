@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from moonlet.model.config import ModelConfig
@@ -110,6 +111,13 @@ def random_model(config: ModelConfig, seed: int = 0, std: float = 0.07) -> Model
 
 def random_ids(batch: int, length: int, seed: int = 0, vocab: int = VOCAB) -> Tensor:
     return torch.randint(0, vocab, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def first_loss(model: Model) -> float:
+    """Mean next-token loss on random ids."""
+    ids = random_ids(2, 128, vocab=model.config.vocab_size)
+    return float(F.cross_entropy(model(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten()))
 
 
 def fla(operator: str) -> ModuleType:

@@ -36,9 +36,8 @@ class Message(TypedDict, total=False):
     tool_calls: list[ToolCall]
     tool_call_id: str
     name: str
-    loss: (
-        bool | Literal["markup"]
-    )  # ours: False keeps a turn out of the loss, "markup" trains what it does, not its words
+    # Ours: False keeps an assistant turn out of the loss, "markup" only its words, so that what it does is trained.
+    loss: bool | Literal["markup"]
     malformed: str  # ours: why a sampled call was not taken
 
 

@@ -14,7 +14,7 @@ import random
 import re
 from collections.abc import Iterable, Sequence
 
-from moonlet.data.tiny_world import WORDS, World, invent_name, is_held_out_pair, number
+from moonlet.data.tiny_world import WORDS, World, invent_name, is_held_out_pair, number, result
 
 Piece = tuple[str, bool]
 RELATIONS = ("mayor", "river", "animal", "pet", "friend", "home", "job", "color", "food", "owner", "material", "place")
@@ -42,11 +42,10 @@ NAMES = (
     ("copy: {n} {m} ->", " {n} {m}"),
     ("result: {m}\nanswer:", " {m}"),
 )
-
-
 KINDS, KIND_SHARES = ("echo", "forms", "table"), (3, 1, 6)
 FACT_SHARE = 0.2  # of the lines of a table; the others are sums
 ECHO_ITEMS = 2, 24  # in a list, log-uniform
+ANSWERS = tuple(word for kind in WORDS.values() for word in kind)  # what look-ups end in
 ECHO_GAPS = (" ", "+", "-", "*", ", ", " and ", ": ", "\n", "加", " plus ", " of ")
 FACTS = ("{p} {r}:", "the {r} of {p} is", "{p}'s {r}:", "{r} of {p}?")
 
@@ -55,6 +54,7 @@ def drills(world: World, seed: int, n: int) -> list[list[Piece]]:
     """`n` drills: echoes, 3 to 8 lines of forms, or 8 to 24 lines of a table."""
     rng = random.Random(f"drills {seed}")
     names = [name for kind in world.entities("train").values() for name in kind]
+    facts = world.facts()
     made: list[list[Piece]] = []
     for kind in rng.choices(KINDS, KIND_SHARES, k=n):
         if kind == "echo":
@@ -62,21 +62,20 @@ def drills(world: World, seed: int, n: int) -> list[list[Piece]]:
         elif kind == "forms":
             made.append([piece for _ in range(rng.randint(3, 8)) for piece in _form(rng, world, names)])
         else:
-            made.append([piece for _ in range(rng.randint(8, 24)) for piece in _table_line(rng, world)])
+            made.append([piece for _ in range(rng.randint(8, 24)) for piece in _table_line(rng, facts)])
     return made
 
 
 def _echo(rng: random.Random) -> list[Piece]:
     """A list and the list again."""
     low, high = map(math.log, ECHO_ITEMS)
-    words = [word for kind in WORDS.values() for word in kind]
     text = ""
     for _ in range(int(math.exp(rng.uniform(low, high)))):
         kind = rng.random()
         if kind < 0.5:
             text += str(number(rng, rng.choices(DIGITS, SHARES)[0]))
         else:
-            text += invent_name(rng, held_out=False) if kind < 0.85 else rng.choice(words)
+            text += invent_name(rng, held_out=False) if kind < 0.85 else rng.choice(ANSWERS)
         text += rng.choice(ECHO_GAPS)
     return [(f"{text}|", False), (f"{text}\n", True)]
 
@@ -95,16 +94,15 @@ def _form(rng: random.Random, world: World, names: Sequence[str]) -> list[Piece]
     return [(prompt.format(**values), False), (copy.format(**values) + "\n", True)]
 
 
-def _table_line(rng: random.Random, world: World) -> list[Piece]:
+def _table_line(rng: random.Random, facts: Sequence[tuple[str, str, str]]) -> list[Piece]:
     """A famous fact, or a pair of one-digit numbers that training may use and its result."""
     if rng.random() < FACT_SHARE:
-        place, relation, value = rng.choice(world.facts())
+        place, relation, value = rng.choice(facts)
         return [(rng.choice(FACTS).format(p=place, r=relation), False), (f" {value}\n", True)]
     while True:
         a, b, (op, words) = rng.randrange(10), rng.randrange(10), rng.choice(OPERATORS)
         if not is_held_out_pair(a, op, b):
-            result = {"+": a + b, "-": a - b, "*": a * b}[op]
-            return [(f"{a} {rng.choice((*words, op))} {b} =", False), (f" {result}\n", True)]
+            return [(f"{a} {rng.choice((*words, op))} {b} =", False), (f" {result(a, op, b)}\n", True)]
 
 
 def predictable_targets(text: str) -> list[Piece]:
@@ -117,6 +115,6 @@ def predictable_targets(text: str) -> list[Piece]:
     return [piece for piece in pieces if piece[0]]
 
 
-def words(texts: Iterable[str]) -> list[str]:
+def lower_case_words(texts: Iterable[str]) -> list[str]:
     """The lower-case words of plain text, each once, in alphabetical order."""
     return sorted({word for text in texts for word in re.findall(r"\b[a-z]{2,10}\b", text)})

@@ -65,6 +65,11 @@ def number(rng: random.Random, digits: int, held_out: bool = False) -> int:
             return drawn
 
 
+def result(left: int, operator: str, right: int) -> int:
+    """What a sum makes; `operator` is one of + - *."""
+    return {"+": left + right, "-": left - right, "*": left * right}[operator]
+
+
 def invent_name(rng: random.Random, held_out: bool) -> str:
     """A pseudo-word of two or three syllables with a capital letter, on the asked side of the held-out rule."""
     while True:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 from itertools import product
 
-from moonlet.data.tiny_world import RELATIONS, WORDS, World, invent_name, is_held_out_pair, number
+from moonlet.data.tiny_world import RELATIONS, WORDS, World, invent_name, is_held_out_pair, number, result
 
 CHINESE_SHARE = 0.15
 WORDS_AT_LEAST, WORDS_AT_MOST = 20, 120
@@ -239,7 +239,7 @@ def _names(rng: random.Random, world: World, zh: bool) -> str:
 
 def _sum(rng: random.Random, world: World, pair: tuple[int, str, int], zh: bool) -> str:
     a, operator, b = pair
-    c = {"+": a + b, "-": a - b, "*": a * b}[operator]
+    c = result(a, operator, b)
     if not zh and min(a, b, c) > 1 and rng.random() < 0.15:
         story = STORIES["+-*".index(operator)]
         if operator == "-":  # told from the larger number: c - b = a there

@@ -1,6 +1,6 @@
 """The engine as programs see it: messages in, a reply (whole or streamed) out.
 
-One model, many callers: each `next()` of a stream advances its own sequence by one token in its turn, so
+One model, many callers: each `next()` of a stream advances its own sequence by one token when its turn comes, so
 streams from several threads share the machine token by token. Closing a stream frees its cache. Left out: continuous
 batching of streams (each sequence steps alone); rl and evals batch through `generate`.
 """

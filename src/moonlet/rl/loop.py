@@ -46,7 +46,7 @@ class RLConfig:
     max_tokens: int = 320
     call_bonus: float = 0.1
     length_penalty: float = 0.3
-    needless_cost: float = 0.3
+    needless_cost: float = 0.5
     low: float = -0.7
     high: float = 0.7
     tau: float = 0.01

@@ -9,7 +9,7 @@ Evaluation uses held-out numbers as operands wherever they have two or more digi
 import random
 
 from moonlet.chat.types import Message
-from moonlet.data.tiny_world import is_held_out, is_held_out_pair, number
+from moonlet.data.tiny_world import is_held_out, is_held_out_pair, number, result
 from moonlet.tasks import wordings
 from moonlet.tasks.base import (
     CALCULATOR,
@@ -54,7 +54,7 @@ def sample(rng: random.Random, split: str, *, digits: tuple[int, int] = (1, 4)) 
     question = wordings.around(rng, split, _ask(rng, template, a, operator, b))
     zh = wordings.is_chinese(template)
     meta = {"a": a, "op": operator, "b": b, "easy": easy, "zh": zh, "wording": template}
-    answer = str(_result(a, operator, b))
+    answer = str(result(a, operator, b))
     return Item(NAME, split, [{"role": "user", "content": question}], list(TOOLS), answer, meta)
 
 
@@ -82,12 +82,8 @@ def _ask(rng: random.Random, template: str, a: int, operator: str, b: int) -> st
     return template.format(e=expression, a=a, op=sign, b=b)
 
 
-def _result(a: int, operator: str, b: int) -> int:
-    return {"+": a + b, "-": a - b, "*": a * b}[operator]
-
-
 def _allowed(a: int, operator: str, b: int, train: bool) -> bool:
     """Training never meets a held-out number, as a result neither; small results of one-digit sums are exempt."""
     if a < 10 and b < 10:
         return is_held_out_pair(a, operator, b) != train
-    return not train or not (is_held_out(a) or is_held_out(b) or is_held_out(_result(a, operator, b)))
+    return not train or not (is_held_out(a) or is_held_out(b) or is_held_out(result(a, operator, b)))

@@ -15,9 +15,9 @@ from moonlet.chat.types import Segment
 from moonlet.chat.xtml import render
 from moonlet.data import shards, stdlib_text, tiny_world_text
 from moonlet.data import tokenizer as tokenizers
-from moonlet.data.drills import Piece
+from moonlet.data.drills import ANSWERS, Piece
 from moonlet.data.shards import Rows
-from moonlet.data.tiny_world import SYLLABLES, WORDS, World
+from moonlet.data.tiny_world import SYLLABLES, World
 from moonlet.data.tokenizer import Tokenizer
 from moonlet.tasks import mixture
 
@@ -68,7 +68,7 @@ def train_tokenizer(training: list[str], world: World, vocab_size: int, seed: in
 
     def texts() -> Iterator[str]:
         yield "\n".join(parts * SYLLABLE_REPEATS)
-        yield "\n".join([word for words in WORDS.values() for word in words] * WORD_REPEATS)
+        yield "\n".join(ANSWERS * WORD_REPEATS)
         yield from map(apart, training)
         for segments in conversations(world, "tool", 2000, seed):
             yield from (apart(s.text) for s in segments if not s.special)
