@@ -60,7 +60,7 @@ class Model(Section):
 
 
 class Optim(Section):
-    muon_lr: float = Field(0.02, gt=0, le=1, description="pretraining: peak learning rate of the matrices")
+    muon_lr: float = Field(0.01, gt=0, le=1, description="pretraining: peak learning rate of the matrices")
     adamw_lr: float = Field(0.01, gt=0, le=1, description="pretraining: peak learning rate of all else")
     weight_decay: float = Field(0.1, ge=0, le=1, description="decoupled weight decay, pretraining and SFT")
     momentum: float = Field(0.95, ge=0, lt=1, description="Muon momentum")
@@ -84,7 +84,7 @@ class Sft(Section):
     mixed_share: float = Field(
         0.1, ge=0, le=1, description="last part of the steps, on traces with habits RL must judge"
     )
-    muon_lr: float = Field(0.02, gt=0, le=1, description="peak learning rate of the matrices")
+    muon_lr: float = Field(0.01, gt=0, le=1, description="peak learning rate of the matrices")
     adamw_lr: float = Field(0.01, gt=0, le=1, description="peak learning rate of all else")
     gate: float = Field(0.8, ge=0, le=1, description="share of the sums given to the tool that must come out right")
 
