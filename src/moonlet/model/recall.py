@@ -33,9 +33,9 @@ def start_with_recall(model: Model, seed: int) -> Model:
     """Change the KDA layers of a model fresh from `init_weights`; in place, and returned."""
     generator = torch.Generator().manual_seed(seed)
     model.embed_tokens.weight.normal_(0, EMBEDDING, generator=generator)
-    for name, weight in model.named_parameters():
+    for name, matrix in model.named_parameters():
         if name.endswith(ADDS):
-            weight.mul_(ADDED)
+            matrix.mul_(ADDED)
     layers = [layer.self_attn for layer in model.layers if isinstance(layer.self_attn, KDA)]
     for index, kda in enumerate(layers):
         for projection in (kda.q_proj, kda.v_proj):
