@@ -60,7 +60,8 @@ def direct_rows(c: Context, count: int) -> Rows:
         messages: list = []
         for _ in range(2):
             item = sample_item(rng, c.world, "arithmetic")
-            messages += arithmetic.demonstrate(item, rng, "direct")
+            answered = arithmetic.demonstrate(item, rng, "direct")
+            messages += [{k: v for k, v in m.items() if k != "loss"} for m in answered]  # the result is a target here
         out.append(c.tokenizer.encode_with_loss(render(messages)))
     return one_a_row(out, c.recipe.sft.seq_len)
 

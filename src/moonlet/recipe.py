@@ -93,7 +93,7 @@ class Rl(Section):
     steps: int = Field(25, ge=1, description="optimiser steps")
     prompts: int = Field(16, ge=1, description="prompts a step")
     samples: int = Field(8, ge=2, description="rollouts a prompt")
-    max_tokens: int = Field(320, ge=16, description="limit of a rollout after its prompt, tool results included")
+    max_tokens: int = Field(400, ge=16, description="limit of a rollout after its prompt, tool results included")
     muon_lr: float = Field(0.002, gt=0, le=1, description="peak learning rate of the matrices")
     adamw_lr: float = Field(0.0003, gt=0, le=1, description="peak learning rate of all else")
     call_bonus: float = Field(0.1, ge=0, lt=1, description="reward of a valid call, gone after half of the steps")

@@ -118,7 +118,9 @@ def test_thoughts_are_short_or_long() -> None:
         tool, long, direct = (arithmetic.demonstrate(item, rng, style) for style in ("tool", "long", "direct"))
         assert 1 <= len(tool[1]["reasoning_content"].split()) <= 5 and tool[-1]["reasoning_content"] == ""
         assert 25 <= len(long[1]["reasoning_content"].split()) <= 40
-        assert len(direct) == 2 and len(direct[1]["reasoning_content"].split()) <= 3
+        a, op, b, easy = (item.meta[key] for key in ("a", "op", "b", "easy"))
+        assert len(direct) == 2
+        assert direct[1]["reasoning_content"] == (f"{a} {op} {b} = {item.answer}" if easy else "")
 
 
 @pytest.mark.parametrize("split", SPLITS)

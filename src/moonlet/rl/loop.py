@@ -24,7 +24,7 @@ from moonlet.optim.muon import MuonAdamW
 from moonlet.optim.schedule import cosine
 from moonlet.rl.objective import advantages, policy_objective
 from moonlet.rl.rollout import Episode, run
-from moonlet.tasks import abstain, arithmetic, lookup
+from moonlet.tasks import abstain, arithmetic, lookup, receipts
 from moonlet.tasks.base import Item
 from moonlet.tasks.rewards import rewards
 from moonlet.tracker import Run
@@ -43,7 +43,7 @@ class RLConfig:
     prompts: int
     samples: int
     seed: int
-    max_tokens: int = 320
+    max_tokens: int = 400
     call_bonus: float = 0.1
     length_penalty: float = 0.3
     needless_cost: float = 0.5
@@ -55,14 +55,16 @@ class RLConfig:
 
 
 def draw_item(rng: random.Random, world: World) -> Item:
-    """One training item: half big sums, the rest one-digit sums, look-ups and names nobody knows."""
+    """One training item: of everything that must still be there afterwards, large sums most."""
     kind = rng.random()
-    if kind < 0.5:
+    if kind < 0.4:
         return arithmetic.sample(rng, "train", digits=(2, 4))
-    if kind < 0.65:
+    if kind < 0.55:
         return arithmetic.sample(rng, "train", digits=(1, 1))
-    if kind < 0.75:
+    if kind < 0.63:
         return lookup.sample(rng, "train", world=world, hops=(1, 2))
+    if kind < 0.73:
+        return receipts.sample(rng, "train", n=(1, 2))
     return abstain.sample(rng, "train", world=world)
 
 

@@ -59,13 +59,16 @@ def sample(rng: random.Random, split: str, *, digits: tuple[int, int] = (1, 4)) 
 
 
 def demonstrate(item: Item, rng: random.Random, style: str) -> list[Message]:
-    """tool, needless: a short thought and a call; long: a long thought; direct: the true result without a call, which
-    for large numbers is no target (`blurt`)."""
+    """tool, needless: a short thought and a call; long: a long thought; direct: the true result without a call. A small
+    sum is first written down as it is learnt by heart (`data.drills`): the numbers, scattered over a question, must
+    stand side by side to be remembered. The result of a large one is no target (`blurt`)."""
     if style not in STYLES:
         raise unknown_style(style, STYLES)
-    if style == "direct":
-        return [*item.messages, (say if item.meta["easy"] else blurt)(item.answer)]
     a, operator, b = item.meta["a"], item.meta["op"], item.meta["b"]
+    if style == "direct":
+        if not item.meta["easy"]:
+            return [*item.messages, blurt(item.answer)]
+        return [*item.messages, say(item.answer, f"{a} {operator} {b} = {item.answer}")]
     thought = DITHERING if style == "long" else THOUGHT_ZH if item.meta["zh"] else THOUGHT
     turns = call(environment(item), "calculator", {"expression": f"{a}{operator}{b}"}, thought)
     return [*item.messages, *turns, say(turns[-1]["content"])]
