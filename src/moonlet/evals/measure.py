@@ -26,7 +26,7 @@ from moonlet.recipe import Recipe
 from moonlet.rl.rollout import Episode
 from moonlet.train.step import Stepper
 
-RECEIPTS = {2: 100, 5: 100, 10: 100, 30: 20, 100: 8}
+RECEIPTS = {2: 100, 5: 100, 10: 100, 30: 20, 100: 16}
 FINAL = "4-bit model after RL"
 
 

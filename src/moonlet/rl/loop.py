@@ -62,7 +62,7 @@ def draw_item(rng: random.Random, world: World) -> Item:
     if kind < 0.55:
         return arithmetic.sample(rng, "train", digits=(1, 1))
     if kind < 0.63:
-        return lookup.sample(rng, "train", world=world, hops=(1, 2))
+        return lookup.sample(rng, "train", world=world)
     if kind < 0.73:
         return receipts.sample(rng, "train", n=(1, 2))
     return abstain.sample(rng, "train", world=world)

@@ -45,7 +45,7 @@ class Habits:
 
 PHASES = {
     "tool": Habits(direct=0.0, needless=0.0, guess=0.0, long=0.0),
-    "mixed": Habits(direct=0.5, needless=0.5, guess=0.5, long=0.2),
+    "mixed": Habits(direct=0.5, needless=0.5, guess=0.35, long=0.2),
 }
 
 
@@ -87,10 +87,10 @@ def conversation(
 
 
 def sample_item(rng: random.Random, world: World, task: str) -> Item:
-    """A training item: one sum in eight has operands of 5 to 8 digits, seven in 24 of one digit; short chains of
-    lookups are more frequent than long ones."""
+    """A training item: one sum in eight has operands of 5 to 8 digits, half of them of one digit (short to write, long
+    to learn by heart); short chains of lookups are more frequent than long ones."""
     if task == "arithmetic":
-        return arithmetic.sample(rng, "train", digits=rng.choices(((1, 4), (5, 8), (1, 1)), (14, 3, 7))[0])
+        return arithmetic.sample(rng, "train", digits=rng.choices(((1, 4), (5, 8), (1, 1)), (3, 1, 4))[0])
     if task == "lookup":
         hops = rng.choices((1, 2, 3), (5, 3, 2))[0]
         return lookup.sample(rng, "train", world=world, hops=(hops, hops))
