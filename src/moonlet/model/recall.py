@@ -30,7 +30,7 @@ DECAY = 1e-4, 1e-2
 
 @torch.no_grad()
 def start_with_recall(model: Model, seed: int) -> Model:
-    """Change the KDA layers of a model fresh from `init_weights`; in place, and returned."""
+    """Change a model fresh from `init_weights`; in place, and returned."""
     generator = torch.Generator().manual_seed(seed)
     model.embed_tokens.weight.normal_(0, EMBEDDING, generator=generator)
     for name, matrix in model.named_parameters():
