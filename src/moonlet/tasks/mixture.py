@@ -87,8 +87,8 @@ def conversation(
 
 
 def sample_item(rng: random.Random, world: World, task: str) -> Item:
-    """A training item: one sum in eight has operands of 5 to 8 digits, half of them of one digit (short to write, long
-    to learn by heart); short chains of lookups are more frequent than long ones."""
+    """A training item: half of the sums have operands of one digit (short to write, long to learn by heart), one in
+    eight has operands of 5 to 8; short chains of lookups are more frequent than long ones."""
     if task == "arithmetic":
         return arithmetic.sample(rng, "train", digits=rng.choices(((1, 4), (5, 8), (1, 1)), (3, 1, 4))[0])
     if task == "lookup":
