@@ -1,6 +1,6 @@
-"""Lets tests here import `helpers`: importlib mode puts no test folder on the path."""
+"""Lets tests here import `helpers` and `small_models`: importlib mode puts no test folder on the path."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "model")]

@@ -11,12 +11,14 @@ from hypothesis.extra import numpy as hnp
 
 from moonlet.errors import InputError
 from moonlet.model.config import for_depth
+from moonlet.model.kernels.native import usable
 from moonlet.model.model import Model
 from moonlet.quant.grids import (
     int4_codes,
     int4_values,
     mxfp4_codes,
     mxfp4_values,
+    native_mxfp4,
     pack_int4,
     pack_mxfp4,
     round_to_grid,
@@ -177,3 +179,14 @@ def test_straight_through_training(format: str) -> None:
     model.expert_format = "none"
     with rounded_experts(model):
         assert torch.equal(model(ids), plain)
+
+
+def test_native_rounding_gives_the_same_values() -> None:
+    if not usable(torch.zeros(1)):
+        pytest.skip("no native kernels here")
+    generator = torch.Generator().manual_seed(0)
+    w = torch.randn(300, 64, generator=generator) * torch.exp2(torch.randint(-140, 120, (300, 1), generator=generator))
+    elements = torch.stack([group(4.0, value)[0] for value, _ in ELEMENTS])
+    strided = torch.randn(8, 64, 96, generator=generator).transpose(0, 1)
+    for x in (w, elements, w * 0, strided):
+        assert torch.equal(native_mxfp4(x), mxfp4_values(*mxfp4_codes(x.contiguous())))

@@ -9,7 +9,7 @@ import torch
 from helpers import tiny_tokenizer
 
 from moonlet.chat.xtml import render
-from moonlet.engine.generate import Sampling, generate
+from moonlet.engine.generate import Decoder, Sampling, generate
 from moonlet.model.config import for_depth
 from moonlet.model.model import Model
 from moonlet.optim.muon import MuonAdamW, OptimConfig, muon_blocks
@@ -94,7 +94,8 @@ def test_forced_tokens_are_no_targets() -> None:
         return given if sum(r == row for r, _ in seen) == 1 else None
 
     with rounded_experts(player):
-        rollouts = generate(player, [[1, 2, 3], [4, 5]] * 4, list(range(8)), STOP, Sampling(max_tokens=400), hook)
+        prompts, sampling = [[1, 2, 3], [4, 5]] * 4, Sampling(max_tokens=400)
+        rollouts = generate(Decoder(player), prompts, list(range(8)), STOP, sampling, hook)
     rows = {row for row, _ in seen}
     assert len(rows) > 2
     for row in rows:

@@ -12,7 +12,7 @@ from moonlet.model.model import Model
 from moonlet.optim.qk_clip import qk_clip
 from moonlet.quant.grids import round_to_grid
 from moonlet.train import step as step_module
-from moonlet.train.step import Batch, Stepper, cross_entropy, target_mask
+from moonlet.train.step import Batch, Stepper, cross_entropy, deal, micro_batches, target_mask
 
 
 @pytest.fixture(scope="module")
@@ -67,16 +67,24 @@ def test_workers_agree(steppers) -> None:  # type: ignore[no-untyped-def]
     assert relative(whole[1], whole[0]) < 1e-6
 
 
-def test_a_row_of_one_document_needs_no_mask(steppers) -> None:  # type: ignore[no-untyped-def]
-    """Rows with a single document take the unpacked operators; the padding behind it changes nothing."""
-    model, _ = fresh()
-    batch = tensors()
-    batch["segments"] = (batch["segments"] == 1).long()
-    batch["loss"] = batch["loss"] * batch["segments"]
-    loss, grads, _ = steppers[2].gradients(model, batch)
-    expected_loss, expected = by_document(model, batch)
-    assert loss == pytest.approx(expected_loss, rel=1e-6)
-    assert largest_difference(grads, expected) < 2e-5
+def test_the_workers_get_equal_shares_and_no_padding() -> None:
+    lengths = [5, 90, 12, 40, 30, 7, 3, 1]
+    numbers = torch.tensor(lengths).unsqueeze(1)
+    place = torch.arange(90)
+    batch = {
+        "tokens": torch.arange(8).unsqueeze(1) * 100 + place,
+        "segments": torch.where(place < numbers // 2, 1, 2) * (place < numbers),
+    }
+    hands = deal(batch, 2)
+    assert sorted(row for hand in hands for row, _ in hand) == list(range(8))
+    assert sorted(sum(n for _, n in hand) for hand in hands) == [94, 94]
+    for hand in hands:
+        (whole,) = micro_batches(batch, hand)
+        assert whole["tokens"].tolist() == [[row * 100 + i for row, n in hand for i in range(n)]]
+        segments = whole["segments"][0]
+        documents = sum(1 if n == 1 else 2 for _, n in hand)
+        assert int((segments[1:] != segments[:-1]).sum()) + 1 == len(segments.unique()) == documents
+    assert deal(batch, 20) == [[(row, lengths[row])] for row in (1, 3, 4, 2, 5, 0, 6, 7)]
 
 
 def test_targets_stay_in_their_document() -> None:

@@ -19,7 +19,7 @@ import torch
 
 from moonlet.chat.parse import StreamParser
 from moonlet.chat.xtml import END, render
-from moonlet.engine.generate import Sampling, feed, pick, prefill
+from moonlet.engine.generate import Decoder, Sampling, pick
 from moonlet.engine.load import load
 from moonlet.errors import InputError
 
@@ -81,6 +81,7 @@ class Engine:
         if tokenizer is None:
             raise InputError(f"{folder} has no tokenizer.json; add the tokenizer of the run to the model folder")
         self.tokenizer = tokenizer
+        self.decoder = Decoder(self.model)
         path = Path(folder).resolve()
         self.name = path.parent.name if path.name == "model" else path.name  # runs/NAME/model is NAME
         self.context_length = self.model.config.max_position_embeddings
@@ -149,9 +150,9 @@ class Engine:
             with self.turns, torch.no_grad():
                 torch.set_num_threads(self.threads)
                 if cache is None:
-                    cache, logits = prefill(self.model, [prompt], min(sampling.max_tokens, 256))
+                    cache, logits = self.decoder.prefill([prompt], min(sampling.max_tokens, 256))
                 else:
-                    logits = feed(self.model, cache, [queue])
+                    logits = self.decoder.feed(cache, [0], [queue])
                 token, _ = pick(logits, torch.tensor([random_numbers.random()]), sampling)
             queue = [int(token)]
             yield queue[0]

@@ -1,9 +1,10 @@
 """One optimizer step: loss and gradients over the rows of a batch, the update, QK-Clip, expert balancing.
 
 The rows are dealt to `workers` threads with one intra-op thread each (small matrices scale better that way than by
-splitting every operator), each works through micro-batches small enough for the cache, and gradients are summed in a
-fixed order, so a step is reproducible bit for bit. The loss is the mean over all target tokens of the batch: logits are
-built for targets only. A non-finite loss or gradient skips the update; the caller counts.
+splitting every operator) so that all have about as many tokens. Each lays its rows one behind another, without their
+padding, in micro-batches small enough for the cache; gradients are summed in a fixed order, so a step is reproducible
+bit for bit. The loss is the mean over all target tokens of the batch: logits are built for targets only. A non-finite
+loss or gradient skips the update; the caller counts.
 """
 
 from collections.abc import Callable
@@ -33,7 +34,6 @@ class Part:
 
     loss: float
     stats: Stats
-    real: Tensor  # [N] tokens that are not padding
     extra: dict[str, float]
 
 
@@ -50,17 +50,25 @@ def target_mask(batch: Batch) -> Tensor:
     return mask
 
 
-def micro_batches(batch: Batch, worker: int, workers: int) -> list[Batch]:
-    """Every workers-th row, by length, in groups of about MICRO_TOKENS, each cut to its longest row."""
-    order = (batch["segments"] > 0).sum(1).argsort(stable=True)[worker::workers]
-    rows = {k: v[order] for k, v in batch.items()}
-    lengths = (rows["segments"] > 0).sum(1).tolist()
-    groups: list[list[int]] = []
-    for i, length in enumerate(lengths):
-        if not groups or max(length, *(lengths[j] for j in groups[-1])) * (len(groups[-1]) + 1) > MICRO_TOKENS:
+def deal(batch: Batch, workers: int) -> list[list[tuple[int, int]]]:
+    """(row, its tokens without padding) by worker: the longest row first, always to the worker with the least."""
+    lengths = (batch["segments"] > 0).sum(1).tolist()
+    hands: list[list[tuple[int, int]]] = [[] for _ in range(workers)]
+    for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        min(hands, key=lambda hand: sum(n for _, n in hand)).append((row, lengths[row]))
+    return [hand for hand in hands if hand]
+
+
+def micro_batches(batch: Batch, hand: list[tuple[int, int]]) -> list[Batch]:
+    """The rows of a hand joined to single rows [1, T] of about MICRO_TOKENS real tokens, documents numbered anew."""
+    groups: list[list[tuple[int, int]]] = []
+    for row, n in hand:
+        if not groups or sum(m for _, m in groups[-1]) + n > MICRO_TOKENS:
             groups.append([])
-        groups[-1].append(i)
-    return [{k: v[g, : max(lengths[i] for i in g)] for k, v in rows.items()} for g in groups]
+        groups[-1].append((row, n))
+    step = int(batch["segments"].max()) + 1
+    shifted = {**batch, "segments": batch["segments"] + torch.arange(len(batch["segments"])).unsqueeze(1) * step}
+    return [{k: torch.cat([v[row, :n] for row, n in group])[None] for k, v in shifted.items()} for group in groups]
 
 
 def compute(model: Model, batches: list[Batch], total: float, objective: Objective) -> tuple[list[Tensor], list[Part]]:
@@ -68,9 +76,7 @@ def compute(model: Model, batches: list[Batch], total: float, objective: Objecti
     params = list(model.parameters())
     summed, parts = [torch.zeros_like(p) for p in params], []
     for batch in batches:
-        # One document a row, padding last: causality alone keeps it apart, and the plain operators are quicker.
-        packed = batch["segments"] if int(batch["segments"].max()) > 1 else None
-        hidden, stats = model.hidden(batch["tokens"], packed)
+        hidden, stats = model.hidden(batch["tokens"], batch["segments"])
         where = target_mask(batch)
         before = torch.zeros_like(where)
         before[:, :-1] = where[:, 1:]
@@ -79,7 +85,7 @@ def compute(model: Model, batches: list[Batch], total: float, objective: Objecti
         grads = torch.autograd.grad(loss, params, allow_unused=True)
         used = [(s, g) for s, g in zip(summed, grads) if g is not None]
         torch._foreach_add_([s for s, _ in used], [g for _, g in used])
-        parts.append(Part(float(loss.detach()), stats, batch["segments"].flatten() > 0, extra))
+        parts.append(Part(float(loss.detach()), stats, extra))
     return summed, parts
 
 
@@ -95,8 +101,8 @@ class Stepper:
     ) -> tuple[float, dict[str, Tensor], list[Part]]:
         """Mean loss, {name: gradient} and the parts."""
         total = float(max(1, int(target_mask(batch).sum())))
-        deals = [micro_batches(batch, w, self.workers) for w in range(self.workers)]
-        results = [f.result() for f in [self.pool.submit(compute, model, d, total, objective) for d in deals if d]]
+        shares = [micro_batches(batch, hand) for hand in deal(batch, self.workers)]
+        results = [f.result() for f in [self.pool.submit(compute, model, s, total, objective) for s in shares]]
         grads = results[0][0]
         for more, _ in results[1:]:
             torch._foreach_add_(grads, more)
@@ -132,16 +138,9 @@ class Stepper:
         if parts[0].stats.routers:
             log["dead_experts"], log["expert_imbalance"] = load_figures(parts)
             if balance:
-                quantile_balance(model, real_routers(parts))
+                routers = {i: [p.stats.routers[i] for p in parts] for i in parts[0].stats.routers}
+                quantile_balance(model, {i: [(r.scores, r.cutoff) for r in found] for i, found in routers.items()})
         return log
-
-
-def real_routers(parts: list[Part]) -> dict[int, list[tuple[Tensor, Tensor]]]:
-    """Router scores and cutoffs without the padding tokens."""
-    return {
-        i: [(p.stats.routers[i].scores[p.real], p.stats.routers[i].cutoff[p.real]) for p in parts]
-        for i in parts[0].stats.routers
-    }
 
 
 def load_figures(parts: list[Part]) -> tuple[float, float]:

@@ -2,58 +2,22 @@
 //
 //   E_e(z) = w2_e f(w1_e z, w3_e z);   z, u [N, L];  w1, w3 [E, I, L];  w2 [E, L, I];  chosen, p [N, k]
 //
-// Assignments (token, choice) are sorted by expert once: order [N k] their numbers token * k + choice, starts [E + 1].
-// Each expert takes its rows in blocks that stay in the cache: gather, multiply, activate, multiply, scatter. Kept for
-// the backward pass: gate and up of every assignment, joint [N k, 2 I] in sorted order. Experts come in order, so sums
-// are the same every time.
-#include "gemm.h"
-#include "glu.h"
-
-namespace {
-
-constexpr int BLOCK = 96;
-
-void sort_by_expert(const int64_t* chosen, int count, int E, int64_t* order, int64_t* starts) {
-    std::fill(starts, starts + E + 1, 0);
-    for (int i = 0; i < count; i++) starts[chosen[i] + 1]++;
-    for (int e = 0; e < E; e++) starts[e + 1] += starts[e];
-    std::vector<int64_t> next(starts, starts + E);
-    for (int i = 0; i < count; i++) order[next[chosen[i]]++] = i;
-}
-
-}  // namespace
+// The forward pass stands in experts.h; kept of it: gate and up of every assignment, joint [N k, 2 I] in sorted order.
+#include "experts.h"
 
 EXPORT void experts_forward(
     const float* z, const int64_t* chosen, const float* p, const float* w1, const float* w3, const float* w2,
     float* u, float* joint, int64_t* order, int64_t* starts, int N, int k, int E, int L, int I, float beta,
     float linear) {
-    const Glu glu{beta, linear};
-    sort_by_expert(chosen, N * k, E, order, starts);
     std::vector<float> in(packed_size(L, I)), in3(packed_size(L, I)), out(packed_size(I, L));
-    std::vector<float> rows(BLOCK * L), hidden(BLOCK * I), y(BLOCK * L);
-    std::memset(u, 0, sizeof(float) * N * L);
-    for (int e = 0; e < E; e++) {
-        if (starts[e] == starts[e + 1]) continue;
+    const auto packed = [&](int e) {
         const size_t at = static_cast<size_t>(e) * I * L;
         pack(w1 + at, {1, L}, L, I, in.data());
         pack(w3 + at, {1, L}, L, I, in3.data());
         pack(w2 + at, {1, I}, I, L, out.data());
-        for (int64_t from = starts[e]; from < starts[e + 1]; from += BLOCK) {
-            const int count = static_cast<int>(std::min<int64_t>(BLOCK, starts[e + 1] - from));
-            float* gu = joint + from * 2 * I;
-            for (int i = 0; i < count; i++)
-                std::memcpy(&rows[i * L], z + order[from + i] / k * L, sizeof(float) * L);
-            multiply_packed(rows.data(), {L, 1}, in.data(), L, gu, 2 * I, count, L, I, false);
-            multiply_packed(rows.data(), {L, 1}, in3.data(), L, gu + I, 2 * I, count, L, I, false);
-            for (int i = 0; i < count; i++) glu.forward(gu + i * 2 * I, gu + i * 2 * I + I, &hidden[i * I], I);
-            multiply_packed(hidden.data(), {I, 1}, out.data(), I, y.data(), L, count, I, L, false);
-            for (int i = 0; i < count; i++) {
-                const float weight = p[order[from + i]], *row = &y[i * L];
-                float* to = u + order[from + i] / k * L;
-                for (int j = 0; j < L; j++) to[j] += weight * row[j];
-            }
-        }
-    }
+        return Expert{in.data(), in3.data(), out.data()};
+    };
+    run_experts(z, chosen, p, packed, u, joint, order, starts, N, k, E, L, I, Glu{beta, linear});
 }
 
 // With g = d_u[token]: d_hidden = g w2 (before the weight p), d_p = d_hidden . hidden, and the rest by the chain rule.
@@ -63,8 +27,9 @@ EXPORT void experts_backward(
     float* d_w2, int N, int k, int E, int L, int I, float beta, float linear) {
     const Glu glu{beta, linear};
     std::vector<float> back2(packed_size(L, I)), back1(packed_size(I, L)), back3(packed_size(I, L));
-    std::vector<float> g(BLOCK * L), rows(BLOCK * L), hidden(BLOCK * I), d_hidden(BLOCK * I), d_gate(BLOCK * I);
-    std::vector<float> d_up(BLOCK * I), d_rows(BLOCK * L), scratch;
+    std::vector<float> g(EXPERT_ROWS * L), rows(EXPERT_ROWS * L), hidden(EXPERT_ROWS * I);
+    std::vector<float> d_hidden(EXPERT_ROWS * I), d_gate(EXPERT_ROWS * I);
+    std::vector<float> d_up(EXPERT_ROWS * I), d_rows(EXPERT_ROWS * L), scratch;
     std::memset(d_z, 0, sizeof(float) * N * L);
     for (int e = 0; e < E; e++) {
         const size_t at = static_cast<size_t>(e) * I * L;
@@ -75,8 +40,8 @@ EXPORT void experts_backward(
         pack(w2 + at, {I, 1}, L, I, back2.data());
         pack(w1 + at, {L, 1}, I, L, back1.data());
         pack(w3 + at, {L, 1}, I, L, back3.data());
-        for (int64_t from = starts[e]; from < starts[e + 1]; from += BLOCK) {
-            const int count = static_cast<int>(std::min<int64_t>(BLOCK, starts[e + 1] - from));
+        for (int64_t from = starts[e]; from < starts[e + 1]; from += EXPERT_ROWS) {
+            const int count = static_cast<int>(std::min<int64_t>(EXPERT_ROWS, starts[e + 1] - from));
             for (int i = 0; i < count; i++) {
                 const int64_t token = order[from + i] / k;
                 std::memcpy(&rows[i * L], z + token * L, sizeof(float) * L);

@@ -1,0 +1,220 @@
+"""A model laid out for the native decoder (model/kernels/native/decode.cpp), and the call that runs it.
+
+`PackedModel(model)` copies every matrix into panels and keeps pointers to the other weights, so it belongs to the
+weights of that moment: pack again after a step of training, and inside `rounded_experts` for the 4-bit values. The
+structures mirror those of decode.cpp, field by field. fp32 on a CPU only (`can_pack`).
+"""
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from moonlet.model.attn_res import AttnResMix
+from moonlet.model.kda import KDA, KDAState
+from moonlet.model.kernels.glu import native_betas
+from moonlet.model.kernels.native import call, library, pointer, usable
+from moonlet.model.mla import MLA
+from moonlet.model.model import Cache, Layer, Model
+from moonlet.model.moe import MLP, MoE
+
+PANEL = 16  # columns of a panel, as in gemm.h
+POINTER, INT, FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
+
+
+def named(kind: type, *names: str) -> tuple[tuple[str, type], ...]:
+    return tuple((name, kind) for name in names)
+
+
+class MatrixC(ctypes.Structure):
+    _fields_ = (("panels", POINTER), *named(INT, "in_", "out"))
+
+
+class KDAC(ctypes.Structure):
+    _fields_ = (
+        *named(MatrixC, "qkv", "f_a", "f_b", "beta", "g_a", "g", "o"),
+        *named(POINTER, "taps", "dt_bias", "A_log", "o_norm"),
+        *named(INT, "heads", "head_dim", "width", "bounded"),
+        *named(FLOAT, "lower", "eps"),
+    )
+
+
+class MLAC(ctypes.Structure):
+    _fields_ = (
+        *named(MatrixC, "q_a", "q", "kv_a", "k_up", "v_up", "g", "o"),
+        *named(POINTER, "q_norm", "kv_norm", "frequencies"),
+        *named(INT, "heads", "rope"),
+        *named(FLOAT, "scale", "rotation", "eps"),
+    )
+
+
+class MLPC(ctypes.Structure):
+    _fields_ = (*named(MatrixC, "gate", "up", "down"), *named(FLOAT, "beta", "linear"))
+
+
+class MoEC(ctypes.Structure):
+    _fields_ = (
+        *named(MatrixC, "router", "down", "up", "w1", "w3", "w2"),
+        *named(POINTER, "bias", "norm"),
+        *named(INT, "experts", "chosen", "renormalize"),
+        *named(FLOAT, "factor", "beta", "linear", "eps"),
+        ("shared", MLPC),
+    )
+
+
+class LayerC(ctypes.Structure):
+    _fields_ = (
+        *named(POINTER, "kda", "mla", "moe", "mlp"),
+        *named(POINTER, "attention_query", "attention_norm", "ffn_query", "ffn_norm"),
+        ("banks", INT),
+    )
+
+
+class ModelC(ctypes.Structure):
+    _fields_ = (
+        *named(POINTER, "embedding", "layers", "query", "norm"),
+        ("head", MatrixC),
+        ("depth", INT),
+        ("eps", FLOAT),
+    )
+
+
+class StateC(ctypes.Structure):
+    _fields_ = (*named(POINTER, "memory", "conv"), *named(ctypes.c_size_t, "memory_row", "conv_row"))
+
+
+def can_pack(model: Model) -> bool:
+    return usable(*model.parameters())
+
+
+class PackedModel:
+    """`decode` runs it; `kept` holds what the structures point to."""
+
+    def __init__(self, model: Model) -> None:
+        self.kept: list[object] = []
+        c = model.config
+        layers = (LayerC * c.num_hidden_layers)(*(self.layer(layer, c.attn_res_block_size) for layer in model.layers))
+        final = model.output_attn_res if c.attn_res_block_size is not None else None
+        self.vocab_size = c.vocab_size
+        self.model = ModelC(
+            self.values(model.embed_tokens.weight),
+            self.address(layers),
+            self.query(final),
+            self.values(model.norm.weight),
+            self.matrix(model.lm_head.weight),
+            c.num_hidden_layers,
+            c.rms_norm_eps,
+        )
+
+    def decode(self, cache: Cache, rows: Sequence[int], queues: Sequence[Sequence[int]]) -> Tensor:
+        """Feed queues[i] (at least one token each) to row rows[i] of the cache, in place; logits [n, vocab] after each
+        queue's last token. The cache must have room (`cache.reserve`)."""
+        ids = torch.tensor([token for queue in queues for token in queue])
+        lengths = torch.tensor([len(queue) for queue in queues])
+        starts = torch.zeros(len(queues) + 1, dtype=torch.int32)
+        starts[1:] = lengths.cumsum(0)
+        where = torch.tensor(rows, dtype=torch.int32)
+        states = (StateC * len(cache.layers))()
+        for state, layer in zip(states, cache.layers):
+            memory, conv = (layer.S, layer.conv) if isinstance(layer, KDAState) else (layer.latents, None)
+            state.memory, state.memory_row = pointer(memory), memory.stride(0)
+            if conv is not None:
+                state.conv, state.conv_row = pointer(conv), conv.stride(0)
+        logits = torch.empty(len(queues), self.vocab_size)
+        kernels = library()
+        assert kernels is not None
+        arrays = map(pointer, (ids, where, starts, cache.lengths))
+        kernels.decode(ctypes.byref(self.model), *arrays, states, pointer(logits), INT(len(queues)))
+        cache.lengths[where.long()] += lengths
+        return logits
+
+    def layer(self, layer: Layer, block: int | None) -> LayerC:
+        attention, ffn = layer.self_attn, layer.mlp
+        kda = self.address(self.kda(attention)) if isinstance(attention, KDA) else None
+        mla = self.address(self.mla(attention)) if isinstance(attention, MLA) else None
+        moe = self.address(self.moe(ffn)) if isinstance(ffn, MoE) else None
+        mlp = self.address(self.mlp(ffn)) if isinstance(ffn, MLP) else None
+        return LayerC(
+            *(kda, mla, moe, mlp),
+            self.query(layer.self_attention_res if block else None),
+            self.values(layer.input_layernorm.weight),
+            self.query(layer.mlp_res if block else None),
+            self.values(layer.post_attention_layernorm.weight),
+            int(block is not None and layer.index % block == 0),
+        )
+
+    def kda(self, a: KDA) -> KDAC:
+        taps = torch.cat([a.q_conv1d.weight, a.k_conv1d.weight, a.v_conv1d.weight]).squeeze(1)
+        full_rank = hasattr(a, "g_proj")
+        return KDAC(
+            self.matrix(torch.cat([a.q_proj.weight, a.k_proj.weight, a.v_proj.weight])),
+            *(self.matrix(m.weight) for m in (a.f_a_proj, a.f_b_proj, a.b_proj)),
+            MatrixC() if full_rank else self.matrix(a.g_a_proj.weight),
+            self.matrix(a.g_proj.weight if full_rank else a.g_b_proj.weight),
+            self.matrix(a.o_proj.weight),
+            *(self.values(x) for x in (taps.t(), a.dt_bias, a.A_log, a.o_norm.weight)),
+            *(a.num_heads, a.head_dim, taps.shape[1], int(a.lower_bound is not None)),
+            *(float(a.lower_bound or 0.0), a.o_norm.eps),
+        )
+
+    def mla(self, a: MLA) -> MLAC:
+        low_rank = hasattr(a, "q_a_proj")
+        up = a.kv_b_proj.weight.unflatten(0, (a.num_heads, -1))
+        up_k, up_v = up.split([a.nope, a.v_head_dim], dim=1)  # [H, nope | v, rank]
+        return MLAC(
+            self.matrix(a.q_a_proj.weight) if low_rank else MatrixC(),
+            self.matrix(a.q_b_proj.weight if low_rank else a.q_proj.weight),
+            self.matrix(a.kv_a_proj_with_mqa.weight),
+            self.matrix(up_k.transpose(1, 2)),
+            self.matrix(up_v),
+            self.matrix(a.g_proj.weight) if hasattr(a, "g_proj") else MatrixC(),
+            self.matrix(a.o_proj.weight),
+            self.values(a.q_a_layernorm.weight) if low_rank else None,
+            self.values(a.kv_a_layernorm.weight),
+            None if a.use_nope else self.values(a.frequencies),
+            *(a.num_heads, a.rope),
+            *(a.scale, 1.0 if a.use_nope else a.rope_factor, a.kv_a_layernorm.eps),
+        )
+
+    def moe(self, m: MoE) -> MoEC:
+        e, latent = m.experts, hasattr(m, "routed_expert_down_proj")
+        norm = hasattr(m, "routed_expert_norm")
+        return MoEC(
+            self.matrix(m.gate.weight),
+            self.matrix(m.routed_expert_down_proj.weight) if latent else MatrixC(),
+            self.matrix(m.routed_expert_up_proj.weight) if latent else MatrixC(),
+            *(self.matrix(w) for w in (e.w1, e.w3, e.w2)),
+            self.values(m.gate.e_score_correction_bias),
+            self.values(m.routed_expert_norm.weight) if norm else None,
+            *(e.w1.shape[0], m.gate.top_k, int(m.gate.renormalize)),
+            *(m.gate.factor, *native_betas(*e.act), m.routed_expert_norm.eps if norm else 0.0),
+            self.mlp(m.shared_experts) if hasattr(m, "shared_experts") else MLPC(),
+        )
+
+    def mlp(self, m: MLP) -> MLPC:
+        return MLPC(*(self.matrix(p.weight) for p in (m.gate_proj, m.up_proj, m.down_proj)), *native_betas(*m.act))
+
+    def query(self, read: AttnResMix | None) -> int | None:
+        return None if read is None else self.values(read.norm.weight * read.proj.weight[0])
+
+    def matrix(self, weight: Tensor) -> MatrixC:
+        """weight [out, in], or a stack [n, out, in] packed one after another."""
+        weight = weight.detach().contiguous()
+        out, width = weight.shape[-2:]
+        stack = weight.reshape(-1, out, width)
+        panels = torch.empty(stack.shape[0], -(-out // PANEL) * PANEL * width)
+        for one, to in zip(stack, panels):
+            call("pack_matrix", one, to, width, out)
+        self.kept.append(panels)
+        return MatrixC(panels.data_ptr(), width, out)
+
+    def values(self, weights: Tensor) -> int:
+        """Address of a tensor that stays."""
+        weights = weights.detach().contiguous()
+        self.kept.append(weights)
+        return weights.data_ptr()
+
+    def address(self, structure: ctypes.Structure | ctypes.Array) -> int:
+        self.kept.append(structure)
+        return ctypes.addressof(structure)
