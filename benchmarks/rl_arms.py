@@ -40,7 +40,7 @@ class Silent:
 def sft_for(c: Context, model: Model, rows: Rows, seconds: float, steps: int) -> float:
     """Train on `rows` for `seconds` (or `steps` when seconds is 0) with the SFT settings; returns seconds used."""
     s = c.recipe.sft
-    optimizer = c.optimizer(model, s.muon_lr, s.adamw_lr, c.recipe.optim.weight_decay)
+    optimizer = c.optimizer(model, "sft")
     loader = Loader(rows, c.recipe.run.seed + 1, s.rows)
     began, step = time.perf_counter(), 0
     while True:
@@ -97,7 +97,7 @@ def main() -> None:
     measure(f"SFT continued {spent:.0f} s", model)
     model, config = c.model("sft", True), rl_config(c)
     config.random_reward = True
-    optimizer = c.optimizer(model, c.recipe.rl.muon_lr, c.recipe.rl.adamw_lr, 0.0)
+    optimizer = c.optimizer(model, "rl")
     folder = options.run / "arms" / "random"
     with Run(folder) as log:
         train_rl(model, c.tokenizer, c.world, optimizer, config, folder, log, c.stepper, c.board.progress)

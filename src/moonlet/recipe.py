@@ -90,12 +90,13 @@ class Sft(Section):
 
 
 class Rl(Section):
-    steps: int = Field(25, ge=1, description="optimiser steps")
-    prompts: int = Field(16, ge=1, description="prompts a step")
+    steps: int = Field(20, ge=1, description="optimiser steps")
+    prompts: int = Field(32, ge=2, description="prompts a step, in two halves whose agreement is the step's length")
     samples: int = Field(8, ge=2, description="rollouts a prompt")
     max_tokens: int = Field(400, ge=16, description="limit of a rollout after its prompt, tool results included")
-    muon_lr: float = Field(0.002, gt=0, le=1, description="peak learning rate of the matrices")
-    adamw_lr: float = Field(0.0003, gt=0, le=1, description="peak learning rate of all else")
+    muon_lr: float = Field(0.008, gt=0, le=1, description="peak learning rate of the matrices, at full agreement")
+    adamw_lr: float = Field(0.008, gt=0, le=1, description="peak learning rate of all else, at full agreement")
+    momentum: float = Field(0.8, ge=0, lt=1, description="Muon momentum; a long one lets noise in rewards add up")
     call_bonus: float = Field(0.1, ge=0, lt=1, description="reward of a valid call, gone after half of the steps")
     length_penalty: float = Field(0.5, ge=0, le=1, description="most that a long right answer loses to its siblings")
     needless_cost: float = Field(0.5, ge=0, le=1, description="what a right answer loses for a call that cannot help")

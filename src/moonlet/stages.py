@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -99,9 +99,12 @@ class Context:
             model.expert_format = self.recipe.quant.format
         return model
 
-    def optimizer(self, model: Model, muon_lr: float, adamw_lr: float, weight_decay: float) -> MuonAdamW:
-        settings = OptimConfig(muon_lr, adamw_lr, weight_decay, self.recipe.optim.momentum)
-        return MuonAdamW(model, muon_blocks(model), settings)
+    def optimizer(self, model: Model, stage: Literal["pretrain", "sft", "rl"]) -> MuonAdamW:
+        """With the settings of a stage; pretraining's stand in [optim], and SFT has its momentum and weight decay."""
+        r = self.recipe
+        rates: Any = {"pretrain": r.optim, "sft": r.sft, "rl": r.rl}[stage]
+        decay, momentum = (0.0, r.rl.momentum) if stage == "rl" else (r.optim.weight_decay, r.optim.momentum)
+        return MuonAdamW(model, muon_blocks(model), OptimConfig(rates.muon_lr, rates.adamw_lr, decay, momentum))
 
     def player(self, model: Model) -> Player:
         return Player(model, self.tokenizer, self.world, self.stepper)
@@ -161,7 +164,7 @@ def pretrain(c: Context) -> Record:
     model = Model(c.config).init_weights(r.run.seed)
     if r.pretrain.recall_start:
         start_with_recall(model, r.run.seed)
-    optimizer = c.optimizer(model, r.optim.muon_lr, r.optim.adamw_lr, r.optim.weight_decay)
+    optimizer = c.optimizer(model, "pretrain")
     first = round(r.pretrain.steps * r.pretrain.drill_share)
     phases = [("drills", first), ("pretrain", r.pretrain.steps - first)]
     loader = Loader([(Rows.load(c.folder / "data" / p), n) for p, n in phases if n], r.run.seed, r.pretrain.rows)
@@ -178,7 +181,7 @@ def pretrain(c: Context) -> Record:
 def sft(c: Context) -> Record:
     r = c.recipe
     model = c.model("pretrain", quantised=True)
-    optimizer = c.optimizer(model, r.sft.muon_lr, r.sft.adamw_lr, r.optim.weight_decay)
+    optimizer = c.optimizer(model, "sft")
     parts = [(Rows.load(c.folder / "data" / f"sft-{phase}"), steps) for phase, steps in sft_phases(r.sft)]
     loader = Loader(parts, r.run.seed, r.sft.rows)
     config = LoopConfig("sft", r.sft.steps, r.run.save_every, r.optim.warmup_fraction, tau=r.optim.qk_clip_tau)
@@ -209,7 +212,7 @@ def rl_config(c: Context) -> RLConfig:
 def rl(c: Context) -> Record:
     r = c.recipe
     model = c.model("sft", quantised=True)
-    optimizer = c.optimizer(model, r.rl.muon_lr, r.rl.adamw_lr, 0.0)
+    optimizer = c.optimizer(model, "rl")
     totals = train_rl(
         model, c.tokenizer, c.world, optimizer, rl_config(c), c.folder / "rl", c.tracker, c.stepper, c.board.progress
     )
@@ -220,7 +223,7 @@ def rl(c: Context) -> Record:
 def quant(c: Context) -> Record:
     """Write model/: published layout, experts packed to 4 bits, and check that it gives the trained logits back."""
     model = c.model("rl", quantised=True)
-    tools = {"tools": list(ALL_TOOLS), "table": c.world.table}
+    tools = {"tools": list(ALL_TOOLS), "table": c.world.table, "world_seed": c.recipe.data.world_seed}
     folders.write(c.folder / "model", model, c.tokenizer, c.recipe.quant.format, tools, chat_template())
     loaded, _ = folders.load(c.folder / "model")
     ids = torch.arange(c.config.vocab_size).remainder(c.config.vocab_size)[None, :256]

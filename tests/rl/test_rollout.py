@@ -52,7 +52,7 @@ def episodes(player: Model, stepper: Stepper) -> list[Episode]:
 def mismatch(trainer: Model, played: list[Episode], stepper: Stepper) -> float:
     """Mean k3 estimate of the KL between engine and trainer over the sampled tokens, as an RL step logs it."""
     optimizer = MuonAdamW(trainer, muon_blocks(trainer), OptimConfig(0.0, 0.0))
-    batch = to_batch(played, [1.0] * len(played))
+    batch = to_batch([(e, 1.0) for e in played])
     objective = policy_objective(-10, 10, 0.0)
     log = stepper.step(trainer, optimizer, batch, 0.0, 1e9, balance=False, objective=objective)
     return log["mismatch_kl"] / float(batch["loss"].sum())
@@ -73,7 +73,7 @@ def test_prompt_and_tokens_are_kept(stepper: Stepper) -> None:
         assert rollout.prompt == tokenizer.encode_segments(prompt)
         assert len(rollout.ids) == len(rollout.logprobs) == len(rollout.sampled) <= 60
         assert episode.tokens == sum(rollout.sampled)
-    batch = to_batch(played, [float(i) for i in range(6)])
+    batch = to_batch([(e, float(i)) for i, e in enumerate(played)])
     for row, episode in enumerate(played):
         rollout, start = episode.rollout, len(episode.rollout.prompt)
         end = start + len(rollout.ids)

@@ -12,7 +12,7 @@ from moonlet.model.model import Model
 from moonlet.optim.qk_clip import qk_clip
 from moonlet.quant.grids import round_to_grid
 from moonlet.train import step as step_module
-from moonlet.train.step import Batch, Stepper, cross_entropy, deal, micro_batches, target_mask
+from moonlet.train.step import Batch, Stepper, cross_entropy, deal, micro_batches, signal_share, target_mask
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +85,32 @@ def test_the_workers_get_equal_shares_and_no_padding() -> None:
         documents = sum(1 if n == 1 else 2 for _, n in hand)
         assert int((segments[1:] != segments[:-1]).sum()) + 1 == len(segments.unique()) == documents
     assert deal(batch, 20) == [[(row, lengths[row])] for row in (1, 3, 4, 2, 5, 0, 6, 7)]
+
+
+def test_signal_share() -> None:
+    """Of two noisy gradients it is the factor that brings their sum nearest to twice the signal."""
+    generator = torch.Generator().manual_seed(0)
+    signal = torch.randn(4000, generator=generator)
+    for noise in (0.0, 0.5, 1.0, 4.0):
+        a, b = (signal + noise * torch.randn(4000, generator=generator) for _ in range(2))
+        share = signal_share([a[:1000], a[1000:]], [b[:1000], b[1000:]])
+        assert share == pytest.approx(1 / (1 + noise**2 / 2), abs=0.04)
+        best = float(((a + b) @ (2 * signal)) / (a + b).square().sum())
+        assert share == pytest.approx(best, abs=0.04)
+    assert signal_share([signal], [-signal]) == 0.0 and signal_share([0 * signal], [signal]) == 0.0
+
+
+def test_two_halves_are_one_batch_and_the_step_is_as_long_as_they_agree(steppers) -> None:  # type: ignore[no-untyped-def]
+    batch = tensors()
+    half, other = ({k: v[at] for k, v in batch.items()} for at in (slice(0, 2), slice(2, None)))
+    (model, optimizer), (twin, twin_optimizer) = fresh(), fresh()
+    log = steppers[2].step(model, optimizer, half, 1.0, 1e9, balance=False, other=other)
+    assert 0 < log["signal_share"] < 1
+    alike = steppers[2].step(twin, twin_optimizer, batch, log["signal_share"], 1e9, balance=False)
+    assert log["loss"] == pytest.approx(alike["loss"], rel=1e-6)
+    assert log["grad_norm"] == pytest.approx(alike["grad_norm"], rel=1e-5)
+    for (name, p), q in zip(model.named_parameters(), twin.parameters()):
+        assert (p - q).abs().max() < 1e-5, name
 
 
 def test_targets_stay_in_their_document() -> None:

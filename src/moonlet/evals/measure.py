@@ -165,6 +165,16 @@ def cpu_name() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown CPU")
 
 
+def world_seed(folder: Path) -> int:
+    """Seed of the tiny world that the model in `folder` was taught, from its tools.json."""
+    try:
+        return int(json.loads((folder / "tools.json").read_text())["world_seed"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(
+            f"{folder}/tools.json names no world_seed: the suites ask about a run's world; export the model again"
+        ) from None
+
+
 def main(model: Path, tasks: list[str] | None, as_json: bool) -> int:
     """`moonlet eval`: the suites of a model folder that has a tokenizer and tools.json."""
     known = ("skills", "receipts", "strategy")
@@ -175,7 +185,7 @@ def main(model: Path, tasks: list[str] | None, as_json: bool) -> int:
     if tokenizer is None:
         raise InputError(f"{model} has no tokenizer.json; evals need the tokenizer of the run")
     torch.set_num_threads(1)
-    player = Player(loaded, tokenizer, World(0), Stepper(os.cpu_count() or 1))
+    player = Player(loaded, tokenizer, World(world_seed(model)), Stepper(os.cpu_count() or 1))
     rows: list[dict[str, Any]] = []
     for task in tasks or known:
         if task == "skills":

@@ -1,9 +1,9 @@
-"""Expert balancing without an auxiliary loss: Quantile Balancing (K3 report 2.3.3) or the sign rule (K2, Kimi Linear).
+"""Expert balancing without an auxiliary loss: Quantile Balancing (K3 report 2.3.3).
 
-Quantile form, exact: over the m tokens of a step, r_ij = cutoff_i - s_ij (cutoff = the (k+1)-th biased score, s raw);
+Exact form: over the m tokens of a step, r_ij = cutoff_i - s_ij (cutoff = the (k+1)-th biased score, s raw);
 the new bias b_j is the (q+1)-th smallest r_.j with q = m k / n, so that exactly q tokens would choose expert j; then
 b -= mean(b). The report's rendering of eq. 14 has the opposite sign; its appendix D and this file agree. The bias is
-used from the next step on, and frozen outside training.
+used from the next step on, and frozen outside training. Left out: the sign rule of K2 and Kimi Linear.
 """
 
 import torch
@@ -25,11 +25,3 @@ def quantile_balance(model: Model, routers: dict[int, list[tuple[Tensor, Tensor]
         r = cutoff.unsqueeze(1) - scores
         b = r.kthvalue(min(m, m * gate.top_k // n + 1), dim=0).values
         gate.e_score_correction_bias.copy_(b - b.mean())
-
-
-@torch.no_grad()
-def sign_balance(model: Model, counts: dict[int, Tensor], gamma: float) -> None:
-    """b_j += gamma sign(mean load - load_j) (Moonlight 3.3); counts {layer: [E]}."""
-    for index, load in counts.items():
-        load = load.float()
-        model.layers[index].mlp.gate.e_score_correction_bias.add_(gamma * torch.sign(load.mean() - load))

@@ -2,8 +2,9 @@
 
 Step s draws its items and its sampling seeds from (seed, s) alone, so the state is the step, as in pretraining. The
 mix of tasks is fixed; groups whose rewards are all equal teach nothing and are dropped (their share is logged). The
-call bonus fades to zero over the first half. Rollouts and gradients use the same 4-bit-rounded experts. Left out:
-partial rollouts and stale data; every update is on fresh samples.
+prompts' two halves give two gradients, and the step is as long as these agree (`train.step.signal_share`): rewards that
+say nothing move nothing. The call bonus fades to zero over the first half. Rollouts and gradients use the same
+4-bit-rounded experts. Left out: partial rollouts and stale data; every update is on fresh samples.
 """
 
 import random
@@ -36,21 +37,22 @@ from moonlet.train.step import Stepper
 
 @dataclass
 class RLConfig:
-    """One RL stage. low, high: log-ratio bounds; tau: quadratic weight; max_tokens: limit of a rollout."""
+    """One RL stage, as [rl] of the recipe. low, high: log-ratio bounds; tau: weight of the squared log-ratio; clip_tau:
+    QK-Clip; random_reward: coin flips in place of scores, the control arm."""
 
     steps: int
     save_every: int
     prompts: int
     samples: int
     seed: int
-    max_tokens: int = 400
-    call_bonus: float = 0.1
-    length_penalty: float = 0.3
-    needless_cost: float = 0.5
-    low: float = -0.7
-    high: float = 0.7
-    tau: float = 0.01
-    clip_tau: float = 100.0
+    max_tokens: int
+    call_bonus: float
+    length_penalty: float
+    needless_cost: float
+    low: float
+    high: float
+    tau: float
+    clip_tau: float
     random_reward: bool = False
 
 
@@ -68,11 +70,12 @@ def draw_item(rng: random.Random, world: World) -> Item:
     return abstain.sample(rng, "train", world=world)
 
 
-def to_batch(episodes: list[Episode], gains: list[float]) -> dict[str, torch.Tensor]:
-    """Right-padded rows: tokens, segments, loss (1 where the model chose), advantage, logprob."""
-    longest = max(len(e.rollout.prompt) + len(e.rollout.ids) for e in episodes)
+def to_batch(pairs: list[tuple[Episode, float]]) -> dict[str, torch.Tensor]:
+    """Episodes with their advantages -> right-padded rows: tokens, segments, loss (1 where the model chose), advantage,
+    logprob."""
+    longest = max(len(e.rollout.prompt) + len(e.rollout.ids) for e, _ in pairs)
     rows: dict[str, list[Sequence[float]]] = {k: [] for k in ("tokens", "segments", "loss", "advantage", "logprob")}
-    for episode, gain in zip(episodes, gains):
+    for episode, gain in pairs:
         r = episode.rollout
         before, after = len(r.prompt), longest - len(r.prompt) - len(r.ids)
         rows["tokens"].append([*r.prompt, *r.ids, *[0] * after])
@@ -123,7 +126,7 @@ def train_rl(
         groups = [episodes[i : i + config.samples] for i in range(0, len(episodes), config.samples)]
         bonus = config.call_bonus * max(0.0, 1 - 2 * step / config.steps)
         scored = reward_groups(groups, config, bonus, rng)
-        pairs = [(e, a) for group, r in zip(groups, scored) if max(r) > min(r) for e, a in zip(group, advantages(r))]
+        telling = [[*zip(group, advantages(r))] for group, r in zip(groups, scored) if max(r) > min(r)]
         log = {
             "reward": mean(r for group in scored for r in group),
             "correct": mean(e.score.correct for e in episodes),
@@ -134,18 +137,20 @@ def train_rl(
         }
         made = sum(len(e.rollout.prompt) + len(e.rollout.ids) for e in episodes)
         totals["flops"] += made * sum(forward_flops(model.config, 100.0).values())
-        if pairs:
-            pairs.sort(key=lambda p: len(p[0].rollout.prompt) + len(p[0].rollout.ids))
-            batch = to_batch([e for e, _ in pairs], [a for _, a in pairs])
+        if len(telling) > 1:
+            halves = [to_batch([pair for group in telling[half::2] for pair in group]) for half in (0, 1)]
             scale = cosine(step, config.steps, 5 / config.steps)
-            figures = stepper.step(model, optimizer, batch, scale, config.clip_tau, balance=False, objective=objective)
-            sampled = float(batch["loss"].sum())
+            figures = stepper.step(
+                model, optimizer, halves[0], scale, config.clip_tau, balance=False, objective=objective, other=halves[1]
+            )
+            sampled = sum(float(batch["loss"].sum()) for batch in halves)
             for key in ("masked", "mismatch_kl", "surprise"):
                 figures[key] /= sampled
             totals["skipped"] += int(figures["skipped"])
-            real = int((batch["segments"] > 0).sum())
-            made += real
-            totals["flops"] += training_flops(model.config, real, mean_context(batch["segments"]), sampled / real)
+            for batch in halves:
+                real, targets = int((batch["segments"] > 0).sum()), float(batch["loss"].sum())
+                made += real
+                totals["flops"] += training_flops(model.config, real, mean_context(batch["segments"]), targets / real)
             log |= figures
         seconds = time.perf_counter() - began
         totals["seconds"] += seconds

@@ -17,9 +17,9 @@ from moonlet.errors import InputError, nearest
 from moonlet.tasks import abstain, arithmetic, lookup, receipts
 from moonlet.tasks.base import ALL_TOOLS, Item, say
 
-# What share of the text each task gets, roughly, and how long an item is, in arithmetic items.
-WEIGHTS = {"arithmetic": 0.40, "lookup": 0.25, "abstain": 0.15, "receipts": 0.20}
-LENGTHS = {"arithmetic": 1.0, "lookup": 1.5, "abstain": 0.65, "receipts": 4.5}
+# What share of the text each task gets, roughly, and how long an item is, in arithmetic items (of 105 tokens).
+WEIGHTS = {"arithmetic": 0.34, "lookup": 0.27, "abstain": 0.16, "receipts": 0.23}
+LENGTHS = {"arithmetic": 1.0, "lookup": 1.73, "abstain": 0.75, "receipts": 5.4}
 MAX_CALLS = 5  # in a conversation of several items: keeps it in a short context
 DECLARE_ALL, CHAT = 0.25, 0.15
 GREETINGS = (
@@ -87,10 +87,10 @@ def conversation(
 
 
 def sample_item(rng: random.Random, world: World, task: str) -> Item:
-    """A training item: half of the sums have operands of one digit (short to write, long to learn by heart), one in
+    """A training item: three in eight sums have operands of one digit (short to write, long to learn by heart), one in
     eight has operands of 5 to 8; short chains of lookups are more frequent than long ones."""
     if task == "arithmetic":
-        return arithmetic.sample(rng, "train", digits=rng.choices(((1, 4), (5, 8), (1, 1)), (3, 1, 4))[0])
+        return arithmetic.sample(rng, "train", digits=rng.choices(((1, 4), (5, 8), (1, 1)), (4, 1, 3))[0])
     if task == "lookup":
         hops = rng.choices((1, 2, 3), (5, 3, 2))[0]
         return lookup.sample(rng, "train", world=world, hops=(hops, hops))

@@ -22,7 +22,7 @@ from moonlet.data.tokenizer import Tokenizer
 from moonlet.tasks import mixture
 
 HELD_OUT_EVERY = 50
-SHORT_WEIGHTS = {"arithmetic": 0.6, "lookup": 0.4}
+SHORT_WEIGHTS = {"arithmetic": 0.54, "lookup": 0.46}
 SHORT_SEQ_LEN = 320  # holds two short conversations
 SYLLABLE_REPEATS, WORD_REPEATS = 4000, 400
 

@@ -50,6 +50,23 @@ def target_mask(batch: Batch) -> Tensor:
     return mask
 
 
+def target_count(batch: Batch) -> float:
+    return float(max(1, int(target_mask(batch).sum())))
+
+
+def signal_share(a: list[Tensor], b: list[Tensor]) -> float:
+    """Share of signal in the squared norm of a + b, two gradients of one signal s with independent noise, from their
+    cosine c: E|s|^2 / (E|s|^2 + E|noise|^2 / 2) = 2 c / (1 + c); 0 where they disagree.
+
+    It is the factor that brings a noisy estimate nearest to the truth (Wiener). Muon's update has the same length
+    whatever the gradient's, so without it noise moves the weights as far as a signal does.
+    """
+    inner = sum(float((x * y).sum()) for x, y in zip(a, b))
+    norms = [float(torch.stack(torch._foreach_norm(g)).norm()) for g in (a, b)]
+    cosine = inner / max(norms[0] * norms[1], 1e-30)
+    return max(0.0, 2 * cosine / (1 + cosine))
+
+
 def deal(batch: Batch, workers: int) -> list[list[tuple[int, int]]]:
     """(row, its tokens without padding) by worker: the longest row first, always to the worker with the least."""
     lengths = (batch["segments"] > 0).sum(1).tolist()
@@ -97,10 +114,10 @@ class Stepper:
         self.pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
 
     def gradients(
-        self, model: Model, batch: Batch, objective: Objective = cross_entropy
+        self, model: Model, batch: Batch, objective: Objective = cross_entropy, total: float = 0.0
     ) -> tuple[float, dict[str, Tensor], list[Part]]:
-        """Mean loss, {name: gradient} and the parts."""
-        total = float(max(1, int(target_mask(batch).sum())))
+        """Loss (summed over the targets, divided by `total`, their number by default), {name: gradient}, the parts."""
+        total = total or target_count(batch)
         shares = [micro_batches(batch, hand) for hand in deal(batch, self.workers)]
         results = [f.result() for f in [self.pool.submit(compute, model, s, total, objective) for s in shares]]
         grads = results[0][0]
@@ -119,12 +136,25 @@ class Stepper:
         tau: float,
         balance: bool = True,
         objective: Objective = cross_entropy,
+        other: Batch | None = None,
     ) -> dict[str, float]:
-        """One update in place. Returns what is logged; "skipped" is 1.0 when loss or gradient was not finite."""
+        """One update in place. Returns what is logged; "skipped" is 1.0 when loss or gradient was not finite.
+
+        `other`: the second half of the batch, drawn independently; then the step is as long as the halves agree.
+        """
+        share = {}
         with rounded_experts(model):
-            loss, grads, parts = self.gradients(model, batch, objective)
+            if other is None:
+                loss, grads, parts = self.gradients(model, batch, objective)
+            else:
+                total = target_count(batch) + target_count(other)
+                loss, grads, parts = self.gradients(model, batch, objective, total)
+                more_loss, more_grads, more_parts = self.gradients(model, other, objective, total)
+                share = {"signal_share": signal_share(list(grads.values()), list(more_grads.values()))}
+                torch._foreach_add_(list(grads.values()), list(more_grads.values()))
+                loss, parts, scale = loss + more_loss, parts + more_parts, scale * share["signal_share"]
         norm = float(torch.stack(torch._foreach_norm(list(grads.values()))).norm())
-        log = {"loss": loss, "grad_norm": norm, "skipped": 0.0}
+        log = {"loss": loss, "grad_norm": norm, "skipped": 0.0, **share}
         for key in parts[0].extra:
             log[key] = sum(p.extra[key] for p in parts)
         if not (torch.isfinite(torch.tensor([loss, norm])).all()):
