@@ -255,3 +255,18 @@ def test_scores_count_calls() -> None:
 def test_bad_options(bad: Callable[[random.Random], object]) -> None:
     with pytest.raises(InputError):
         bad(random.Random(0))
+
+
+def test_a_receipt_episode_is_lost_at_a_wrong_sum_or_when_reading_outruns_adding() -> None:
+    item = receipts.sample(random.Random(3), "train", n=(5, 5))
+    messages = receipts.demonstrate(item, random.Random(0), "tool")
+    assert not any(receipts.lost(item, messages[:end]) for end in range(len(messages) + 1))
+    at = max(i for i, m in enumerate(messages) if m.get("name") == "calculator")
+
+    def with_sum(content: str) -> list:
+        return [*messages[:at], {**messages[at], "content": content}, *messages[at + 1 :]]
+
+    assert receipts.lost(item, with_sum("-7"))
+    assert not receipts.lost(item, with_sum("error: bad expression"))  # told, so it can be mended
+    reads = [m for m in messages if m.get("name") == "next_receipt"]
+    assert receipts.lost(item, reads[:3]) and not receipts.lost(item, reads[:2])

@@ -3,19 +3,21 @@
 `config.json` (published keys), `model.safetensors` (published names; routed experts packed to 4 bits where
 `quantization_config` says so, everything else fp32), the tokenizer files, and `tools.json` (what the model was taught
 to call). Packed experts: MXFP4 as `weight_packed` uint8 + `weight_scale` uint8, INT4 as `weight_packed` int32 +
-`weight_scale` + `weight_shape` (compressed-tensors spellings, K3 and K2 Thinking). Left out: sharded files.
+`weight_scale` + `weight_shape` (compressed-tensors spellings, K3 and K2 Thinking). Read are sharded files too, in fp32,
+bf16 or fp16 (`tensor_files.py`); written is one file. Left out: experts that stay packed in memory.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from moonlet.data.tokenizer import Tokenizer
+from moonlet.engine.tensor_files import Dequantised, TensorFiles, format_of
 from moonlet.errors import InputError
 from moonlet.files import new_folder
 from moonlet.model import config as configs
@@ -63,22 +65,6 @@ def pack(name: str, w: Tensor, format: str) -> dict[str, Tensor]:
     }
 
 
-def unpack_all(tensors: dict[str, Tensor], format: str) -> dict[str, Tensor]:
-    """Packed experts back to fp32 matrices under their `.weight` names."""
-    out = {}
-    for name, value in tensors.items():
-        stem, _, last = name.rpartition(".")
-        if last == "weight_packed":
-            scale = tensors[f"{stem}.weight_scale"]
-            if format == "mxfp4-pack-quantized":
-                out[f"{stem}.weight"] = grids.mxfp4_values(grids.unpack_mxfp4(value), scale)
-            else:
-                out[f"{stem}.weight"] = grids.int4_values(grids.unpack_int4(value), scale.float())
-        elif last not in ("weight_scale", "weight_shape"):
-            out[name] = value
-    return out
-
-
 def write(
     folder: Path, model: Model, tokenizer: Tokenizer, format: str, tools: dict[str, Any], chat_template: str
 ) -> None:
@@ -102,24 +88,22 @@ def write(
 
 
 def load(folder: str | Path) -> tuple[Model, Tokenizer | None]:
-    """Model (eval, fp32) and tokenizer (None when the folder has none). InputError when it is not a model folder."""
+    """Model (eval, fp32) and tokenizer (None when the folder has none). InputError when it is not a model folder.
+
+    The model is made without memory and filled tensor by tensor from the mapped files.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; give a model folder such as runs/quickstart/model")
     config = configs.from_json(folder / "config.json")
     raw = json.loads((folder / "config.json").read_text())
-    path = folder / "model.safetensors"
-    try:
-        tensors = load_file(path)
-    except FileNotFoundError as error:
-        raise InputError(f"{path} not found; a model folder holds config.json and model.safetensors") from error
-    except SafetensorError as error:
-        raise InputError(f"{path} is not a safetensors file ({error}); write the model again") from error
-    quantization = raw.get("quantization_config")
-    if quantization:
-        tensors = unpack_all(tensors, quantization["format"])
-    model = Model(config)
-    from_published(model, {k: v.float() for k, v in tensors.items()})
+    tensors: Mapping[str, Tensor] = TensorFiles(folder)
+    packing = format_of(raw)
+    if packing is not None:
+        tensors = Dequantised(tensors, packing)
+    with torch.device("meta"):
+        model = Model(config)
+    from_published(model, tensors)
     tokenizer = Tokenizer.load(folder) if (folder / "tokenizer.json").exists() else None
     if tokenizer is not None and tokenizer.vocab_size != config.vocab_size:
         raise InputError(

@@ -19,7 +19,7 @@ def yarn_mscale(factor: float, mscale: float) -> float:
 def inverse_frequencies(c: ModelConfig) -> tuple[Tensor, float]:
     """Frequencies [rope/2] and the factor on cos and sin."""
     dim, base = c.qk_rope_head_dim, c.rope_theta
-    extrapolated = base ** (-torch.arange(0, dim, 2).float() / dim)
+    extrapolated = base ** (-torch.arange(0, dim, 2, device="cpu").float() / dim)  # also while a model is made on meta
     s = c.rope_scaling
     if not s:
         return extrapolated, 1.0
@@ -30,7 +30,7 @@ def inverse_frequencies(c: ModelConfig) -> tuple[Tensor, float]:
 
     low = max(math.floor(dimension(s.get("beta_fast") or 32)), 0)
     high = min(math.ceil(dimension(s.get("beta_slow") or 1)), dim - 1)
-    ramp = ((torch.arange(dim // 2).float() - low) / max(high - low, 0.001)).clamp(0, 1)
+    ramp = ((torch.arange(dim // 2, device="cpu").float() - low) / max(high - low, 0.001)).clamp(0, 1)
     scaled = extrapolated / factor * ramp + extrapolated * (1 - ramp)
     mscale, all_dim = s.get("mscale"), s.get("mscale_all_dim")
     if mscale and all_dim:

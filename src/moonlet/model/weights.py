@@ -5,6 +5,8 @@ Differences: the stacked experts [E, ...] become one matrix an expert (`experts.
 [1, 1, H, 1] in Kimi Linear and flat, zero-padded to a multiple of 128, in K3. All other names are the same.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -50,19 +52,23 @@ def pad_a_log(value: Tensor) -> Tensor:
     return torch.cat([value, value.new_zeros(-value.shape[0] % 128)])
 
 
-def from_published(model: Model, tensors: dict[str, Tensor]) -> None:
-    """Fill `model` from published tensors (dequantised). InputError lists missing, surplus and misshapen names."""
+def from_published(model: Model, tensors: Mapping[str, Tensor]) -> None:
+    """Fill `model`, which may be on the meta device, in fp32 from published tensors (dequantised), one at a time.
+
+    Of a multimodal checkpoint the text part is taken (`language_model.`), of one with a layer for multi-token
+    prediction the others. InputError lists missing, surplus and misshapen names.
+    """
     c = model.config
-    tensors = {k.removeprefix("language_model."): v for k, v in tensors.items()}
+    names = text_names(tensors, c.num_hidden_layers)
     missing, misshapen, used = [], [], set()
     filled: dict[str, Tensor] = {}
 
     def take(name: str) -> Tensor | None:
         kimi, k2 = name.replace(".mlp.", ".block_sparse_moe."), name.replace(".block_sparse_moe.", ".mlp.")
         for spelling in (name, kimi, k2):
-            if spelling in tensors:
+            if spelling in names:
                 used.add(spelling)
-                return tensors[spelling]
+                return tensors[names[spelling]]
         missing.append(name)
         return None
 
@@ -77,16 +83,19 @@ def from_published(model: Model, tensors: dict[str, Tensor]) -> None:
         stem, _, last = published.rpartition(".")
         if stem.endswith(".experts"):
             key = K2_EXPERT[last] if is_k2(c) else last
-            rows = [fits(take(f"{stem}.{j}.{key}.weight"), own[j], f"{stem}.{j}.{key}.weight") for j in range(len(own))]
-            value = None if any(r is None for r in rows) else torch.stack(rows)  # type: ignore[arg-type]
-        else:
-            value = take(published)
-            if value is not None and last == "A_log":
-                value = value.flatten()[: own.shape[0]]
-            value = fits(value, own, published)
+            filled[name] = torch.empty(own.shape)
+            for j, into in enumerate(filled[name]):
+                row = fits(take(f"{stem}.{j}.{key}.weight"), own[j], f"{stem}.{j}.{key}.weight")
+                if row is not None:
+                    into.copy_(row)
+            continue
+        value = take(published)
+        if value is not None and last == "A_log":
+            value = value.flatten()[: own.shape[0]]
+        value = fits(value, own, published)
         if value is not None:
-            filled[name] = value
-    surplus = sorted(set(tensors) - used)
+            filled[name] = value.float()
+    surplus = sorted(set(names) - used)
     problems = [
         f"{kind} {len(names)}: {', '.join(names[:10])}"
         for kind, names in (("missing", missing), ("misshapen", misshapen), ("surplus", surplus))
@@ -94,4 +103,15 @@ def from_published(model: Model, tensors: dict[str, Tensor]) -> None:
     ]
     if problems:
         raise InputError("checkpoint does not fit its config: " + "; ".join(problems))
-    model.load_state_dict(filled)
+    model.load_state_dict(filled, assign=True)
+
+
+def text_names(tensors: Mapping[str, Tensor], layers: int) -> dict[str, str]:
+    """{name without prefix: name} of the text model's tensors."""
+    prefix = "language_model."
+    chosen = [n for n in tensors if n.startswith(prefix)] or [*tensors]
+    names = {n.removeprefix(prefix): n for n in chosen}
+    behind = f"model.layers.{layers}."  # K2's layer for multi-token prediction, known by its joint projection
+    if f"{behind}eh_proj.weight" in names:
+        names = {short: n for short, n in names.items() if not short.startswith(behind)}
+    return names

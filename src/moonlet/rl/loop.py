@@ -65,7 +65,7 @@ def draw_item(rng: random.Random, world: World) -> Item:
         return arithmetic.sample(rng, "train", digits=(1, 1))
     if kind < 0.63:
         return lookup.sample(rng, "train", world=world)
-    if kind < 0.73:
+    if kind < 0.80:
         return receipts.sample(rng, "train", n=(1, 2))
     return abstain.sample(rng, "train", world=world)
 

@@ -96,5 +96,6 @@ def lost(item: Item, messages: Sequence[Message]) -> bool:
     than the demonstrations ever do (the first amount, and "no more")."""
     totals = {str(total) for total in accumulate([item.meta["start"] or 0, *item.meta["amounts"]])}
     sums = [m["content"] for m in messages if m["role"] == "tool" and m["name"] == "calculator"]
+    sums = [content for content in sums if not content.startswith("error")]  # a slip that is told can be mended
     reads = sum(m["role"] == "tool" and m["name"] == "next_receipt" for m in messages)
     return reads > len(sums) + 2 or not totals.issuperset(sums)
