@@ -1,12 +1,14 @@
 """Settings and fixtures that every test may use."""
 
 import os
+import sys
 from pathlib import Path
 
 # Before torch is imported anywhere: tests share few cores, and one thread makes sums come out the same.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The commands that tests start import the package from here, installed or not.
 os.environ["PYTHONPATH"] = str(Path(__file__).parents[1] / "src")
+sys.path.insert(0, str(Path(__file__).parent))  # for `helpers`: importlib mode puts no test folder on the path
 
 import pytest
 from hypothesis import settings

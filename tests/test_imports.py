@@ -32,10 +32,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evals": {"tasks", "engine", "train", "rl", "recipe"},
     "report": {"tracker", "errors", "files"},
     "doctor": {"model"},
+    "fit": {"model", "optim"},
     "progress": set(),
     "stages": {"recipe", "rl", "evals", "report", "progress"},
     "run": {"recipe", "stages", "progress"},
-    "cli": {"run", "server", "agent", "evals", "doctor"},
+    "cli": {"run", "server", "agent", "evals", "doctor", "fit"},
     "__main__": {"cli"},
     "__init__": {"engine", "tracker"},
 }

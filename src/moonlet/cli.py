@@ -94,6 +94,26 @@ def evaluate(
 
 
 @app.command()
+def fit(
+    model: Annotated[str | None, typer.Argument(help="a model folder or a preset [default: all presets]")] = None,
+    memory: Annotated[str | None, typer.Option("--memory", help="of the machine or card, such as 24GB")] = None,
+    context: Annotated[int, typer.Option("--context", min=1, help="tokens of a stream")] = 131072,
+    as_json: Annotated[bool, typer.Option("--json", help="print the facts as one JSON document")] = False,
+) -> None:
+    """Say what a model takes in memory, and what fits."""
+    from moonlet import fit as fits
+
+    size = None if memory is None else fits.memory_bytes(memory)
+    found = [fits.facts(name, size, context) for name in ([model] if model else fits.PRESETS)]
+    if as_json:
+        print(json.dumps(found[0] if model else found, indent=2))
+    elif model or size is None:
+        print("\n\n\n".join("\n".join(fits.lines(f)) for f in found))
+    else:
+        print("\n".join(fits.presets(found)))
+
+
+@app.command()
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="print the facts as one JSON document")] = False,
 ) -> None:

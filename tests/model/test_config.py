@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from published_configs import K2, K3, K3_TEXT, KIMI_LINEAR
 from small_models import FORMS, YARN, k2, k3, kimi_linear, linear_attn
 
 from moonlet.errors import InputError
 from moonlet.model.config import ModelConfig, for_depth, from_dict, from_json
 from moonlet.model.model import Layer, Model
+from moonlet.model.presets import K2, K3, K3_TEXT, KIMI_LINEAR
 
 
 def count(module: torch.nn.Module) -> int:

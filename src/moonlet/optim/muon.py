@@ -43,21 +43,30 @@ def newton_schulz_torch(G: Tensor) -> Tensor:
     return X.transpose(1, 2) if tall else X
 
 
+def module_of(name: str) -> str:
+    """q_proj of layers.0.self_attn.q_proj.weight, w1 of layers.1.mlp.experts.w1."""
+    return name.rsplit(".", 2)[-2] if name.endswith(".weight") else name.rsplit(".", 1)[-1]
+
+
+def is_muon(name: str, p: Tensor) -> bool:
+    """True for the matrices and stacks of matrices that Muon updates."""
+    kind = module_of(name)
+    if p.ndim == 3:
+        return kind in ("w1", "w2", "w3")
+    return p.ndim == 2 and p.shape[0] > 1 and kind not in ("embed_tokens", "lm_head")
+
+
 def muon_blocks(model: Model) -> dict[str, int]:
     """Names of the Muon parameters -> number of blocks each is split into."""
     c = model.config
     blocks = {}
     for name, p in model.named_parameters():
-        kind = name.rsplit(".", 2)[-2] if name.endswith(".weight") else name.rsplit(".", 1)[-1]
-        if p.ndim == 3 and kind in ("w1", "w2", "w3"):
-            blocks[name] = p.shape[0]
-        elif p.ndim != 2 or p.shape[0] == 1 or kind in ("embed_tokens", "lm_head"):
+        if not is_muon(name, p):
             continue
-        elif kind in ("q_proj", "k_proj", "v_proj", "q_b_proj", "kv_b_proj"):
+        blocks[name] = p.shape[0] if p.ndim == 3 else 1
+        if module_of(name) in ("q_proj", "k_proj", "v_proj", "q_b_proj", "kv_b_proj"):
             layer = int(name.split(".")[1])
             blocks[name] = c.kda("num_heads") if c.is_kda(layer) else c.num_attention_heads
-        else:
-            blocks[name] = 1
     return blocks
 
 

@@ -1,4 +1,14 @@
-"""The text configs of the published models, from the checked specification of their config.json."""
+"""Configurations by name: the three published Kimi models, and K3-shaped ones for machines that people own.
+
+The published ones are the text configs of their config.json (checked specification), under the published keys. `laptop`
+is the Kimi Linear form that benchmarks/train_step.py measures. `24gb` and `128gb` follow K3's ratios (latent = half of
+hidden, expert width 0.86 of it, MLA on each fourth layer and the last, about 8 blocks of AttnRes) and are as large as
+experts in 4 bits, the rest in bf16 and a cache of 128 K tokens leave room for.
+"""
+
+from typing import Any
+
+from moonlet.model.config import ModelConfig, for_depth, from_dict
 
 MLA = {"kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
 ROUTING = {"use_grouped_topk": True, "num_expert_group": 1, "topk_group": 1, "moe_layer_freq": 1}
@@ -8,7 +18,7 @@ def layers(count: int, full: list[int]) -> dict[str, list[int]]:
     return {"kda_layers": [i for i in range(1, count + 1) if i not in full], "full_attn_layers": full}
 
 
-K3_TEXT = {
+K3_TEXT: dict[str, Any] = {
     "model_type": "kimi_linear",
     "architectures": ["KimiLinearForCausalLM"],
     "vocab_size": 163840,
@@ -54,7 +64,7 @@ K3_TEXT = {
         "gate_lower_bound": -5.0,
     },
 }
-K3 = {
+K3: dict[str, Any] = {
     "model_type": "kimi_k3",
     "architectures": ["KimiK3ForConditionalGeneration"],
     "text_config": K3_TEXT,
@@ -63,7 +73,7 @@ K3 = {
     "tie_word_embeddings": False,
 }
 
-KIMI_LINEAR = {
+KIMI_LINEAR: dict[str, Any] = {
     "model_type": "kimi_linear",
     "architectures": ["KimiLinearForCausalLM"],
     "vocab_size": 163840,
@@ -104,7 +114,7 @@ KIMI_LINEAR = {
     },
 }
 
-K2 = {
+K2: dict[str, Any] = {
     "model_type": "kimi_k2",
     "architectures": ["DeepseekV3ForCausalLM"],
     "vocab_size": 163840,
@@ -147,3 +157,64 @@ K2 = {
         "mscale_all_dim": 1.0,
     },
 }
+
+
+def k3_shaped(hidden: int, depth: int, experts: int, chosen: int, block: int) -> dict[str, Any]:
+    """K3's form at another size; heads of 128."""
+    heads = hidden // 128
+    return {
+        **K3_TEXT,
+        "hidden_size": hidden,
+        "intermediate_size": 128 * round(4.71 * hidden / 128),
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "q_lora_rank": 128 * max(1, round(0.214 * hidden / 128)),
+        "num_experts": experts,
+        "num_experts_per_token": chosen,
+        "moe_intermediate_size": 128 * round(0.857 * hidden / 2 / 128),
+        "routed_expert_hidden_size": hidden // 2,
+        "attn_res_block_size": block,
+        "linear_attn_config": {
+            **K3_TEXT["linear_attn_config"],
+            **layers(depth, sorted({*range(4, depth, 4), depth})),
+            "num_heads": heads,
+        },
+    }
+
+
+LAPTOP = {
+    **KIMI_LINEAR,
+    "vocab_size": 8192,
+    "hidden_size": 384,
+    "intermediate_size": 1024,
+    "moe_intermediate_size": 128,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 6,
+    "kv_lora_rank": 128,
+    "qk_nope_head_dim": 64,
+    "qk_rope_head_dim": 32,
+    "v_head_dim": 64,
+    "num_experts": 16,
+    "num_experts_per_token": 4,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+    "linear_attn_config": {**layers(8, [4, 8]), "head_dim": 64, "num_heads": 6, "short_conv_kernel_size": 4},
+}
+PRESETS: dict[str, dict[str, Any] | None] = {
+    "nano": None,
+    "laptop": LAPTOP,
+    "24gb": k3_shaped(2048, 28, 448, 12, 4),
+    "128gb": k3_shaped(3072, 36, 464, 16, 5),
+    "kimi-linear-48b": KIMI_LINEAR,
+    "kimi-k2": K2,
+    "kimi-k3": K3,
+}
+
+
+def preset(name: str) -> ModelConfig:
+    """The configuration of a preset; nano is the quickstart's model."""
+    raw = PRESETS[name]
+    return for_depth(4, 2048) if raw is None else from_dict(raw)

@@ -1,0 +1,206 @@
+"""What fits on which machine, for `moonlet fit`: parameters, weights, cache and training state, from a config alone.
+
+Counted on torch's meta device, so a model of trillions of parameters takes seconds and no memory. Bytes, as the
+published checkpoints hold them: bf16 for all but the routed experts, these at 4 bits with a scale byte for 32 (4.25).
+The cache of a sequence: MLA keeps kv_lora_rank + rope numbers a token and layer (bf16), KDA one state [H, K, K] and its
+convolution tail a layer whatever the length (fp32). `cpu` is what this project's engine holds on a CPU: fp32, once as
+loaded and once packed for the decoder. Training, fp32: weights, one gradient sum and one running gradient a worker,
+Muon's momentum (AdamW's two moments for embeddings, head and vectors). Left out: activations, which the micro-batch
+sets, and what a serving program itself takes.
+"""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moonlet.errors import InputError, nearest
+from moonlet.model import config as configs
+from moonlet.model.config import ModelConfig
+from moonlet.model.model import Layer
+from moonlet.model.presets import PRESETS, preset
+from moonlet.optim.muon import is_muon
+
+PARTS = (
+    "embedding and head",
+    "KDA",
+    "MLA",
+    "dense FFN",
+    "router",
+    "routed experts",
+    "shared experts",
+    "latent",
+    "norms",
+)
+EXPERT_BITS, GIB = 4.25, 2**30
+
+
+def open_config(name: str) -> ModelConfig:
+    """A preset by name, or the config of a model folder."""
+    if name in PRESETS:
+        return preset(name)
+    if Path(name).is_dir():
+        return configs.from_json(Path(name) / "config.json")
+    raise InputError(f"{name!r} is neither a model folder nor a preset; nearest preset: {nearest(name, PRESETS)}")
+
+
+def part_of(name: str, c: ModelConfig, layer: int) -> str:
+    """The part of the table that a layer's parameter belongs to."""
+    if "experts" in name:
+        return "shared experts" if "shared" in name else "routed experts"
+    if "routed_expert" in name:
+        return "latent"
+    if ".gate.weight" in name:
+        return "router"
+    if name.startswith("self_attn."):
+        return "KDA" if c.is_kda(layer) else "MLA"
+    return "dense FFN" if name.startswith("mlp.") else "norms"
+
+
+def parameters(c: ModelConfig) -> tuple[dict[str, int], int]:
+    """Parameters by part, and how many of all are Muon's. One layer of each kind is made, without memory."""
+    kind = [(c.is_kda(i), c.is_moe(i)) for i in range(c.num_hidden_layers)]
+    found, muon = dict.fromkeys(PARTS, 0), 0
+    for (kda, moe), number in Counter(kind).items():
+        index = kind.index((kda, moe))
+        with torch.device("meta"):
+            layer = Layer(c, index)
+        for name, p in layer.named_parameters():
+            found[part_of(name, c, index)] += number * p.numel()
+            muon += number * p.numel() * is_muon(name, p)
+    found["embedding and head"] = 2 * c.vocab_size * c.hidden_size
+    found["norms"] += c.hidden_size * (1 if c.attn_res_block_size is None else 3)
+    return found, muon
+
+
+def active(parts: dict[str, int], c: ModelConfig) -> dict[str, int]:
+    """Parameters that one token meets: the chosen experts, and no embedding row but its own."""
+    share = c.num_experts_per_token / c.num_experts if c.num_experts else 1.0
+    out = {**parts, "routed experts": round(parts["routed experts"] * share)}
+    return {**out, "embedding and head": parts["embedding and head"] // 2}
+
+
+def cache_bytes(c: ModelConfig) -> tuple[int, int]:
+    """(bytes a token, bytes a sequence whatever its length)."""
+    token = sequence = 0
+    for i in range(c.num_hidden_layers):
+        if c.is_kda(i):
+            H, K = c.kda("num_heads"), c.kda("head_dim")
+            sequence += 4 * (H * K * K + (c.kda("short_conv_kernel_size", 4) - 1) * 3 * H * K)
+        else:
+            token += 2 * (c.kv_lora_rank + c.qk_rope_head_dim)
+    return token, sequence
+
+
+def facts(name: str, memory: int | None, context: int) -> dict[str, Any]:
+    """Everything the command prints. memory: bytes, or None; context: tokens of a stream."""
+    c = open_config(name)
+    parts, muon = parameters(c)
+    total, routed = sum(parts.values()), parts["routed experts"]
+    token, sequence = cache_bytes(c)
+    published = 2 * (total - routed) + round(routed * EXPERT_BITS / 8)
+    out: dict[str, Any] = {
+        "model": name,
+        "parameters": parts,
+        "active": active(parts, c),
+        "total": total,
+        "active_total": sum(active(parts, c).values()),
+        "weights_bf16": 2 * total,
+        "weights_4bit": published,
+        "cache_per_1k_tokens": 1000 * token,
+        "state_per_sequence": sequence,
+        "cpu": 2 * 4 * total,
+        "training_fp32": 4 * (total + 2 * total + muon + 2 * (total - muon)),
+    }
+    if memory is not None:
+        room = memory - published
+        longest = (room - sequence) // token if token and room > sequence else 0
+        out["memory"] = {
+            "bytes": memory,
+            "room": room,
+            "fits": room >= sequence + token * context,
+            "longest_context": max(0, min(longest, c.max_position_embeddings)),
+            "context": context,
+            "streams": max(0, room // (sequence + token * context)),
+            "bf16_fits": memory >= 2 * total + sequence + token * context,
+            "training_room": memory - out["training_fp32"],
+        }
+    return out
+
+
+def size(n: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(n) < 1024 or unit == "GiB":
+            return f"{n:,.0f} {unit}" if unit == "B" else f"{n:,.1f} {unit}"
+        n /= 1024
+    raise AssertionError
+
+
+def count(n: float) -> str:
+    """A number of parameters for people."""
+    for unit, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if n >= scale:
+            return f"{n / scale:.4g} {unit}"
+    return f"{n:.0f}"
+
+
+def lines(f: dict[str, Any]) -> list[str]:
+    """The facts as a table."""
+    out = [f"{f['model']}: {count(f['total'])} parameters, {count(f['active_total'])} active", ""]
+    out.append(f"{'part':20}{'total':>12}{'active':>12}")
+    out += [f"{p:20}{count(n):>12}{count(f['active'][p]):>12}" for p, n in f["parameters"].items() if n]
+    out += [
+        "",
+        f"weights, bf16                       {size(f['weights_bf16']):>14}",
+        f"weights, experts in 4 bits          {size(f['weights_4bit']):>14}",
+        f"cache of 1,000 tokens (MLA)         {size(f['cache_per_1k_tokens']):>14}",
+        f"state of a sequence (KDA)           {size(f['state_per_sequence']):>14}",
+        f"moonlet's engine on a CPU, fp32     {size(f['cpu']):>14}",
+        f"training, fp32, less activations    {size(f['training_fp32']):>14}",
+    ]
+    if "memory" in f:
+        m = f["memory"]
+        out.append(f"\nin {size(m['bytes'])}, experts in 4 bits:")
+        if m["fits"]:
+            out.append(f"  fits with {size(m['room'])} beside the weights")
+            out.append(f"  longest context of one stream: {m['longest_context']:,} tokens")
+            out.append(f"  streams of {m['context']:,} tokens: {m['streams']:,}")
+        else:
+            need = f["weights_4bit"] + f["state_per_sequence"] + f["cache_per_1k_tokens"] * m["context"] // 1000
+            out.append(f"  does not fit: one stream of {m['context']:,} tokens needs {size(need)}")
+        out.append(f"  in bf16: {'fits' if m['bf16_fits'] else 'does not fit'}")
+        left = m["training_room"]
+        word = f"fits, {size(left)} left for activations" if left > 0 else f"does not fit, {size(-left)} short"
+        out.append(f"  training in fp32: {word}")
+    return out
+
+
+def presets(rows: list[dict[str, Any]]) -> list[str]:
+    """Which of the presets, given as facts with memory, fit; largest first."""
+    memory, context = rows[0]["memory"]["bytes"], rows[0]["memory"]["context"]
+    out = [f"in {size(memory)}, experts in 4 bits, one stream of {context:,} tokens:", ""]
+    out.append(f"{'preset':18}{'total':>9}{'active':>9}{'weights':>14}{'room':>14}{'longest context':>18}")
+    for f in sorted(rows, key=lambda f: -f["total"]):
+        m = f["memory"]
+        end = f"{size(m['room']):>14}{m['longest_context']:>18,}" if m["fits"] else f"{'does not fit':>14}"
+        out.append(
+            f"{f['model']:18}{count(f['total']):>9}{count(f['active_total']):>9}{size(f['weights_4bit']):>14}{end}"
+        )
+    return out
+
+
+def memory_bytes(text: str) -> int:
+    """24GB, 24GiB or 500M -> bytes; card makers' GB are GiB here."""
+    number, unit = text.rstrip("iBb "), 1
+    if number and number[-1].upper() in "KMGT":
+        unit = 1024 ** ("KMGT".index(number[-1].upper()) + 1)
+        number = number[:-1]
+    try:
+        value = int(float(number) * unit)
+    except (ValueError, OverflowError):
+        value = 0
+    if value <= 0:
+        raise InputError(f"--memory {text}: write a size above 0 such as 24GB")
+    return value
