@@ -36,7 +36,7 @@ def with_run(body: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_help_lists_the_commands() -> None:
     done = moonlet("--help")
     assert done.returncode == 0
-    assert all(f"  {name} " in done.stdout for name in ("run", "chat", "serve", "eval", "fit", "doctor"))
+    assert all(f"  {name} " in done.stdout for name in ("run", "chat", "serve", "eval", "export", "fit", "doctor"))
 
 
 @pytest.mark.parametrize(

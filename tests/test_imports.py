@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "progress": set(),
     "stages": {"recipe", "rl", "evals", "report", "progress"},
     "run": {"recipe", "stages", "progress"},
-    "cli": {"run", "server", "agent", "evals", "doctor", "fit"},
+    "cli": {"run", "engine", "server", "agent", "evals", "doctor", "fit"},
     "__main__": {"cli"},
     "__init__": {"engine", "tracker"},
 }

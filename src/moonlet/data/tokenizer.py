@@ -126,7 +126,7 @@ class Tokenizer:
         Other files in the folder stay. `transformers.AutoTokenizer` loads the result.
         """
         folder = Path(folder)
-        write_json(folder / "tokenizer.json", self._hugging_face())
+        write_json(folder / "tokenizer.json", self.hugging_face())
         names = {"bos_token": "[BOS]", "eos_token": "[EOS]", "unk_token": "[UNK]", "pad_token": "[PAD]"}
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
         write_json(folder / "tokenizer_config.json", config | {k: v for k, v in names.items() if v in self.special})
@@ -175,7 +175,7 @@ class Tokenizer:
             raise InputError(f"token id {number} is outside 0..{self.vocab_size - 1}: use this tokenizer's own ids")
         return name
 
-    def _hugging_face(self) -> dict[str, Any]:
+    def hugging_face(self) -> dict[str, Any]:
         """The content of tokenizer.json."""
         spell = ["".join(BYTE_TO_CHAR[byte] for byte in token) for token in self.ranks]
         merges = []
