@@ -45,7 +45,7 @@ class Habits:
 
 PHASES = {
     "tool": Habits(direct=0.0, needless=0.0, guess=0.0, long=0.0),
-    "mixed": Habits(direct=0.5, needless=0.5, guess=0.35, long=0.2),
+    "mixed": Habits(direct=0.5, needless=0.5, guess=0.3, long=0.2),
 }
 
 
