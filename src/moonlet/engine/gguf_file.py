@@ -202,7 +202,7 @@ def write(model: Model, tokenizer: Tokenizer | None, out: Path, kind: str, name:
     try:
         import gguf
     except ImportError:
-        raise InputError("writing GGUF needs the package gguf: pip install gguf==0.19.0") from None
+        raise InputError("writing GGUF needs the package gguf: pip install gguf") from None
     if kind not in KINDS:
         raise InputError(f"--type {kind}: one of {', '.join(KINDS)}")
     c = model.config

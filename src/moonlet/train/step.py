@@ -64,7 +64,7 @@ def signal_share(a: list[Tensor], b: list[Tensor]) -> float:
     inner = sum(float((x * y).sum()) for x, y in zip(a, b))
     norms = [float(torch.stack(torch._foreach_norm(g)).norm()) for g in (a, b)]
     cosine = inner / max(norms[0] * norms[1], 1e-30)
-    return max(0.0, 2 * cosine / (1 + cosine))
+    return 2 * cosine / (1 + cosine) if cosine > 0 else 0.0
 
 
 def deal(batch: Batch, workers: int) -> list[list[tuple[int, int]]]:
