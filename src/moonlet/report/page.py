@@ -82,13 +82,19 @@ def _page(folder: str, results: dict[str, Any], manifest: dict[str, Any], series
     )
 
 
+# Shares that are no skill of their own (receipts have a curve): in the table, not in the headline.
+NO_HEADLINE = {"receipts", "calls", "needless calls", "one digit", "invents", "quantisation"}
+
+
 def _best(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """What the model can do now: of each suite the last accuracy, of its `unseen` split where it has one."""
     best: dict[str, dict[str, Any]] = {}
     for row in rows:
         suite = str(row.get("suite"))
         counts = (
-            row.get("unit", "accuracy") == "accuracy" and suite != "receipts" and formats.is_number(row.get("score"))
+            row.get("unit", "accuracy") == "accuracy"
+            and suite not in NO_HEADLINE
+            and formats.is_number(row.get("score"))
         )
         if counts and (row.get("split") == "unseen" or best.get(suite, {}).get("split") != "unseen"):
             best[suite] = row
