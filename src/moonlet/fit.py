@@ -99,13 +99,14 @@ def facts(name: str, memory: int | None, context: int) -> dict[str, Any]:
     parts, muon = parameters(c)
     total, routed = sum(parts.values()), parts["routed experts"]
     token, sequence = cache_bytes(c)
+    chosen, stream = active(parts, c), sequence + token * context
     published = 2 * (total - routed) + round(routed * EXPERT_BITS / 8)
     out: dict[str, Any] = {
         "model": name,
         "parameters": parts,
-        "active": active(parts, c),
+        "active": chosen,
         "total": total,
-        "active_total": sum(active(parts, c).values()),
+        "active_total": sum(chosen.values()),
         "weights_bf16": 2 * total,
         "weights_4bit": published,
         "cache_per_1k_tokens": 1000 * token,
@@ -119,11 +120,12 @@ def facts(name: str, memory: int | None, context: int) -> dict[str, Any]:
         out["memory"] = {
             "bytes": memory,
             "room": room,
-            "fits": room >= sequence + token * context,
+            "fits": room >= stream,
+            "needs": published + stream,
             "longest_context": max(0, min(longest, c.max_position_embeddings)),
             "context": context,
-            "streams": max(0, room // (sequence + token * context)),
-            "bf16_fits": memory >= 2 * total + sequence + token * context,
+            "streams": max(0, room // stream),
+            "bf16_fits": memory >= 2 * total + stream,
             "training_room": memory - out["training_fp32"],
         }
     return out
@@ -168,8 +170,7 @@ def lines(f: dict[str, Any]) -> list[str]:
             out.append(f"  longest context of one stream: {m['longest_context']:,} tokens")
             out.append(f"  streams of {m['context']:,} tokens: {m['streams']:,}")
         else:
-            need = f["weights_4bit"] + f["state_per_sequence"] + f["cache_per_1k_tokens"] * m["context"] // 1000
-            out.append(f"  does not fit: one stream of {m['context']:,} tokens needs {size(need)}")
+            out.append(f"  does not fit: one stream of {m['context']:,} tokens needs {size(m['needs'])}")
         out.append(f"  in bf16: {'fits' if m['bf16_fits'] else 'does not fit'}")
         left = m["training_room"]
         word = f"fits, {size(left)} left for activations" if left > 0 else f"does not fit, {size(-left)} short"

@@ -1,6 +1,6 @@
-"""Lets tests here import `scripted` and `helpers`: importlib mode puts no test folder on the path."""
+"""Lets tests here import `scripted`: importlib mode puts no test folder on the path."""
 
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+sys.path.insert(0, str(Path(__file__).parent))

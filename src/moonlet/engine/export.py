@@ -4,9 +4,8 @@ The numbers of the experts change only where a grid is chosen that they were not
 """
 
 import json
+import math
 from pathlib import Path
-
-import torch
 
 from moonlet.engine import gguf_file
 from moonlet.engine.load import load, write
@@ -22,20 +21,20 @@ def export(folder: Path, to: str, out: Path, kind: str) -> list[str]:
     """Write `out`; lines to tell the user. kind: the matrices' type in a GGUF file."""
     if to not in (*FOLDER_FORMATS, "gguf"):
         raise InputError(f"--to {to}: {nearest(to, [*FOLDER_FORMATS, 'gguf'])}")
-    if Path(out).resolve() == Path(folder).resolve():
+    if out.resolve() == folder.resolve():
         raise InputError(f"--out {out} is the model itself: choose another path")
     model, tokenizer = load(folder)
     check_writable(out.parent, 5 * sum(p.numel() for p in model.parameters()))
-    template = Path(folder) / "chat_template.jinja"
+    template = folder / "chat_template.jinja"
     text = template.read_text() if template.exists() else None
     if to == "gguf":
         gguf_file.write(model, tokenizer, out, kind, out.stem, text)
         told = [f"note: {line}" for line in gguf_file.differences(model.config)]
-        grid = {"mxfp4": "mxfp4"}.get(kind, "none")
+        grid = "mxfp4" if kind == "mxfp4" else "none"
     else:
         if tokenizer is None:
             raise InputError(f"{folder} has no tokenizer.json; a folder is exported with its tokenizer")
-        declared = Path(folder) / "tools.json"
+        declared = folder / "tools.json"
         tools = json.loads(declared.read_text()) if declared.exists() else {"tools": []}
         grid, told = FOLDER_FORMATS[to], []
         write(out, model, tokenizer, grid, tools, text or "")
@@ -49,4 +48,4 @@ def rounding_error(model: Model, grid: str) -> float:
     stacks = [w.detach() for layer in model.layers if layer.moe for w in layer.mlp.experts.parameters()]
     changed = sum(float((round_to_grid(w, grid) - w).square().sum()) for w in stacks)
     whole = sum(float(w.square().sum()) for w in stacks)
-    return float(torch.tensor(changed / max(whole, 1e-30)).sqrt())
+    return math.sqrt(changed / max(whole, 1e-30))

@@ -8,7 +8,6 @@ or mxfp4 (the routed experts, which a model trained through that grid loses noth
 llama.cpp has one epsilon for every norm: `differences` says when the model has more. Left out: the K2 form (deepseek2).
 """
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from moonlet.data.tokenizer import Tokenizer
 from moonlet.errors import InputError
+from moonlet.files import new_file
 from moonlet.model.attn_res import AttnResMix
 from moonlet.model.config import ModelConfig, is_k2
 from moonlet.model.kda import KDA
@@ -61,7 +61,7 @@ def differences(c: ModelConfig) -> list[str]:
     if len({*found.values()}) == 1:
         return []
     listed = ", ".join(f"{name} {value:g}" for name, value in found.items())
-    return [f"epsilons differ ({listed}); llama.cpp has one, {c.rms_norm_eps:g} here: logits differ by about 1e-4"]
+    return [f"epsilons differ ({listed}); llama.cpp has one, {c.rms_norm_eps:g} here: logits differ a little"]
 
 
 def keys(c: ModelConfig) -> dict[str, Any]:
@@ -206,9 +206,7 @@ def write(model: Model, tokenizer: Tokenizer | None, out: Path, kind: str, name:
     if kind not in KINDS:
         raise InputError(f"--type {kind}: one of {', '.join(KINDS)}")
     c = model.config
-    part = out.with_name(f".{out.name}.partial")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with new_file(out) as part:
         writer = gguf.GGUFWriter(part, arch(c))
         writer.add_string("general.name", name)
         for key, value in keys(c).items():
@@ -228,11 +226,6 @@ def write(model: Model, tokenizer: Tokenizer | None, out: Path, kind: str, name:
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        with open(part, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, out)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def add(writer: Any, key: str, value: Any) -> None:
@@ -253,12 +246,10 @@ def add_tokenizer(writer: Any, tokenizer: Tokenizer | None, c: ModelConfig, temp
         writer.add_tokenizer_model("none")
         return
     saved = tokenizer.hugging_face()
-    spelt = sorted(saved["model"]["vocab"].items(), key=lambda pair: pair[1])
-    special = sorted(tokenizer.special.items(), key=lambda pair: pair[1])
+    words, special = [*saved["model"]["vocab"]], [*tokenizer.special]  # both in the order of their ids
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("kimi-k2")
-    words = [text for text, _ in spelt if text not in tokenizer.special]
-    writer.add_token_list([*words, *(text for text, _ in special)])
+    writer.add_token_list([*words, *special])
     writer.add_token_types([*[NORMAL] * len(words), *[CONTROL] * len(special)])
     writer.add_token_merges([f"{left} {right}" for left, right in saved["model"]["merges"]])
     for key, number in (("bos", c.bos_token_id), ("eos", c.eos_token_id), ("padding", c.pad_token_id)):
