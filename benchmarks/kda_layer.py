@@ -90,7 +90,7 @@ def passes() -> dict[str, tuple[Pass, Pass]]:
     kda.init_gates(r)
     qkv, taps = torch.randn(B, T, 3 * H * K, generator=r), torch.randn(3 * H * K, 4, generator=r)
     raw, gate = torch.randn(B, T, H * K, generator=r), torch.randn(B, T, H * K, generator=r)
-    q, k, v = conv_qkv_torch(qkv, taps, None, None, H)
+    q, k, v = conv_qkv_torch(qkv, taps, None, None, H, 1e-6)
     g, beta = kda_gate_torch(raw, kda.dt_bias, kda.A_log, -5.0), torch.rand(B, T, H, generator=r)
     weight = torch.ones(K)
 
@@ -100,8 +100,8 @@ def passes() -> dict[str, tuple[Pass, Pass]]:
     x = torch.randn(B, T, D, generator=r)
     return {
         "conv, SiLU, L2 norm": pair(
-            lambda x, w: conv_qkv_torch(x, w, None, None, H),
-            lambda x, w: native_conv_qkv(x, w, None, None, H),
+            lambda x, w: conv_qkv_torch(x, w, None, None, H, 1e-6),
+            lambda x, w: native_conv_qkv(x, w, None, None, H, 1e-6),
             qkv,
             taps,
         ),

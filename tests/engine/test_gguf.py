@@ -18,7 +18,7 @@ from moonlet.errors import InputError
 from moonlet.model.model import Model
 from moonlet.quant.grids import round_to_grid
 
-ONE_EPS = {"rms_norm_eps": 1e-6, "lora_norm_eps": 1e-6}
+ONE_EPS = {"rms_norm_eps": 1e-6, "mla_norm_eps": 1e-6}
 LENGTHS = [1, 5, 17, 64, 100, 300, 1000]
 
 

@@ -28,6 +28,7 @@ from moonlet.model.kernels.native import library, why_not
 pytestmark = pytest.mark.skipif(library() is None, reason=f"no native kernels: {why_not()}")
 
 TOLERANCE = 1e-5
+EPS = 0.01  # of the L2 norm: large enough to be seen
 NAMES = ("q", "k", "v", "g", "beta", "initial_state")
 DECAYS = {"bounded": (-5.0, -0.001), "at_bound": (-5.0, -4.999), "unbounded": (-30.0, -0.001)}
 SIZES = {"32": (4, 32, 32), "64": (1, 64, 64), "24": (2, 24, 24), "odd": (3, 13, 41)}  # H, K, V
@@ -113,10 +114,10 @@ def test_inputs_may_be_views() -> None:
     assert all(torch.equal(a, b) for a, b in zip(got[0] + got[1], expected[0] + expected[1]))
 
 
-def exact_conv(x: Tensor, taps: Tensor, past: Tensor | None, segments: Tensor | None, heads: int) -> Outputs:
+def exact_conv(x: Tensor, taps: Tensor, past: Tensor | None, segments: Tensor | None, heads: int, eps: float) -> Outputs:
     """`conv_qkv_torch` without its cast to fp32."""
     q, k, v = short_conv(x, taps, past, segments).unflatten(-1, (3, heads, -1)).unbind(2)
-    return l2norm(q) * q.shape[-1] ** -0.5, l2norm(k), v
+    return l2norm(q, eps) * q.shape[-1] ** -0.5, l2norm(k, eps), v
 
 
 @pytest.mark.parametrize("width", [2, 4, 5])
@@ -126,19 +127,19 @@ def exact_conv(x: Tensor, taps: Tensor, past: Tensor | None, segments: Tensor | 
 def test_conv(T: int, K: int, width: int, packed: bool) -> None:
     r = torch.Generator().manual_seed(0)
     x, taps = torch.randn(B, T, 3 * 2 * K, generator=r), torch.randn(3 * 2 * K, width, generator=r)
-    same(native_conv_qkv, exact_conv, [x, taps], None, documents(T) if packed else None, 2)
+    same(native_conv_qkv, exact_conv, [x, taps], None, documents(T) if packed else None, 2, EPS)
 
 
 def test_conv_goes_on_from_its_past() -> None:
     r = torch.Generator().manual_seed(0)
     x, taps = torch.randn(B, 30, 96, generator=r), torch.randn(96, 4, generator=r)
-    whole = native_conv_qkv(x, taps, None, None, 1)
+    whole = native_conv_qkv(x, taps, None, None, 1, EPS)
     for cut in (3, 29):
-        tail = native_conv_qkv(x[:, cut:], taps, x[:, cut - 3 : cut], None, 1)
+        tail = native_conv_qkv(x[:, cut:], taps, x[:, cut - 3 : cut], None, 1, EPS)
         assert all(torch.equal(a[:, cut:], b) for a, b in zip(whole, tail))
     past, rest = x[:, :3], x[:, 3:]
-    (_, d_taps) = run(lambda x, w: native_conv_qkv(x, w, past, None, 1), [rest, taps])[1]
-    (_, truth) = run(lambda x, w: exact_conv(x, w, past.double(), None, 1), [rest.double(), taps.double()])[1]
+    (_, d_taps) = run(lambda x, w: native_conv_qkv(x, w, past, None, 1, EPS), [rest, taps])[1]
+    (_, truth) = run(lambda x, w: exact_conv(x, w, past.double(), None, 1, EPS), [rest.double(), taps.double()])[1]
     assert relative(d_taps.double(), truth) < TOLERANCE
 
 

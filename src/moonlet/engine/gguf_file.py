@@ -25,7 +25,6 @@ from moonlet.model.model import Layer, Model
 from moonlet.model.moe import MLP, MoE
 
 KINDS = ("f32", "f16", "bf16", "q8_0", "q4_0", "mxfp4")
-L2_EPS = 1e-6  # of the L2 norm of KDA's queries and keys (kernels/conv.py)
 EXPERTS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
 NORMAL, CONTROL = 1, 3  # llama.cpp's kinds of tokens
 
@@ -57,7 +56,7 @@ def arch(c: ModelConfig) -> str:
 
 def differences(c: ModelConfig) -> list[str]:
     """Where llama.cpp will compute something else than this model, in words."""
-    found = {"rms_norm_eps": c.rms_norm_eps, "of MLA's low-rank norms": c.lora_norm_eps, "of KDA's L2 norm": L2_EPS}
+    found = {"rms_norm_eps": c.rms_norm_eps, "of MLA's low-rank norms": c.mla_norm_eps, "of KDA's L2 norm": c.l2_eps}
     if len({*found.values()}) == 1:
         return []
     listed = ", ".join(f"{name} {value:g}" for name, value in found.items())

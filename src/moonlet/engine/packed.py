@@ -36,7 +36,7 @@ class KDAC(ctypes.Structure):
         *named(MatrixC, "qkv", "f_a", "f_b", "beta", "g_a", "g", "o"),
         *named(POINTER, "taps", "dt_bias", "A_log", "o_norm"),
         *named(INT, "heads", "head_dim", "width", "bounded"),
-        *named(FLOAT, "lower", "eps"),
+        *named(FLOAT, "lower", "eps", "l2_eps"),
     )
 
 
@@ -155,7 +155,7 @@ class PackedModel:
             self.matrix(a.o_proj.weight),
             *(self.values(x) for x in (taps.t(), a.dt_bias, a.A_log, a.o_norm.weight)),
             *(a.num_heads, a.head_dim, taps.shape[1], int(a.lower_bound is not None)),
-            *(float(a.lower_bound or 0.0), a.o_norm.eps),
+            *(float(a.lower_bound or 0.0), a.o_norm.eps, a.l2_eps),
         )
 
     def mla(self, a: MLA) -> MLAC:

@@ -67,7 +67,7 @@ WHOLE = (
     "moe_layer_freq",
 )
 OPTIONAL_WHOLE = ("q_lora_rank", "routed_expert_hidden_size", "attn_res_block_size")
-POSITIVE = ("rms_norm_eps", "lora_norm_eps", "activation_situ_beta", "rope_theta")
+POSITIVE = ("rms_norm_eps", "mla_norm_eps", "l2_eps", "activation_situ_beta", "rope_theta")
 
 
 @dataclass
@@ -107,7 +107,8 @@ class ModelConfig:
     activation_situ_linear_beta: float | None = 25.0
     attn_res_block_size: int | None = None
     rms_norm_eps: float = 1e-5
-    lora_norm_eps: float = 1e-6
+    mla_norm_eps: float = 1e-6  # of MLA's low-rank norms
+    l2_eps: float = 1e-6  # of KDA's queries and keys
     initializer_range: float = 0.02
     max_position_embeddings: int = 1048576
     bos_token_id: int | None = None

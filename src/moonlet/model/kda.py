@@ -5,7 +5,7 @@
     g = g_min sigmoid(e^A_log z)  (K3, bounded)   or   g = -e^A_log softplus(z)  (Kimi Linear)
     y = W_o [sigmoid(gate(x)) * RMSNorm_headwise(o)],  gate full rank (g_proj) or low rank (g_b g_a)
 
-Shapes: x [B, T, d]; q, k, v, g [B, T, H, K]; beta [B, T, H]. L2norm: x / sqrt(sum x^2 + 1e-6), then q * K^-0.5.
+Shapes: x [B, T, d]; q, k, v, g [B, T, H, K]; beta [B, T, H]. L2norm: x / sqrt(sum x^2 + l2_eps), then q * K^-0.5.
 Packed rows: convolution and state restart where `segments` changes. With a cache, `valid` marks real tokens of a
 right-padded block: padding gets g = 0, beta = 0 and leaves the state untouched.
 Every operator exists twice: in plain PyTorch, and in C++ for fp32 on a CPU (`kernels/native`), with the same arguments.
@@ -39,7 +39,7 @@ class KDA(nn.Module):
         super().__init__()
         d, H, K = c.hidden_size, c.kda("num_heads"), c.kda("head_dim")
         width = c.kda("short_conv_kernel_size", 4)
-        self.num_heads, self.head_dim = H, K
+        self.num_heads, self.head_dim, self.l2_eps = H, K, c.l2_eps
         self.lower_bound: float | None = c.kda("gate_lower_bound")
         self.q_proj = nn.Linear(d, H * K, bias=False)
         self.k_proj = nn.Linear(d, H * K, bias=False)
@@ -74,7 +74,7 @@ class KDA(nn.Module):
         qkv = F.linear(x, torch.cat([self.q_proj.weight, self.k_proj.weight, self.v_proj.weight]))
         taps = torch.cat([self.q_conv1d.weight, self.k_conv1d.weight, self.v_conv1d.weight]).squeeze(1)
         past, S = (None, None) if state is None else (state.conv, state.S)
-        q, k, v = conv_qkv(qkv, taps, past, segments, self.num_heads)
+        q, k, v = conv_qkv(qkv, taps, past, segments, self.num_heads, self.l2_eps)
         raw = self.f_b_proj(self.f_a_proj(x)).float()
         g = kda_gate(raw, self.dt_bias, self.A_log.float(), self.lower_bound)
         beta = torch.sigmoid(self.b_proj(x).float())

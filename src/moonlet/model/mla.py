@@ -41,10 +41,10 @@ class MLA(nn.Module):
             self.q_proj = nn.Linear(d, H * (self.nope + self.rope), bias=False)
         else:
             self.q_a_proj = nn.Linear(d, c.q_lora_rank, bias=False)
-            self.q_a_layernorm = RMSNorm(c.q_lora_rank, c.lora_norm_eps)
+            self.q_a_layernorm = RMSNorm(c.q_lora_rank, c.mla_norm_eps)
             self.q_b_proj = nn.Linear(c.q_lora_rank, H * (self.nope + self.rope), bias=False)
         self.kv_a_proj_with_mqa = nn.Linear(d, c.kv_lora_rank + self.rope, bias=False)
-        self.kv_a_layernorm = RMSNorm(c.kv_lora_rank, c.lora_norm_eps)
+        self.kv_a_layernorm = RMSNorm(c.kv_lora_rank, c.mla_norm_eps)
         self.kv_b_proj = nn.Linear(c.kv_lora_rank, H * (self.nope + self.v_head_dim), bias=False)
         if c.mla_use_output_gate:
             self.g_proj = nn.Linear(d, H * self.v_head_dim, bias=False)

@@ -1,6 +1,6 @@
 """From the joint projection to q, k, v of KDA: short convolution, SiLU, L2 norm (K3 report 2.1.1).
 
-    q, k = L2norm(SiLU(conv(x))), q times K^-0.5,  v = SiLU(conv(x));   L2norm(x) = x / sqrt(sum x^2 + 1e-6)
+    q, k = L2norm(SiLU(conv(x))), q times K^-0.5,  v = SiLU(conv(x));   L2norm(x) = x / sqrt(sum x^2 + eps)
 
 `conv_qkv_torch` is the plain form, `native_conv_qkv` the same function in native/conv.cpp (fp32 on a CPU; no gradient
 for `past`); `conv_qkv` takes the one that can. x [B, T, 3*H*K]: all of q, then k, then v; taps [3*H*K, width]; past
@@ -31,37 +31,37 @@ def short_conv(x: Tensor, weight: Tensor, past: Tensor | None, segments: Tensor 
     return F.silu(y)
 
 
-def l2norm(x: Tensor) -> Tensor:
-    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
+def l2norm(x: Tensor, eps: float) -> Tensor:
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + eps)
 
 
 def conv_qkv(
-    x: Tensor, taps: Tensor, past: Tensor | None, segments: Tensor | None, heads: int
+    x: Tensor, taps: Tensor, past: Tensor | None, segments: Tensor | None, heads: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return (native_conv_qkv if usable(x, taps, past) else conv_qkv_torch)(x, taps, past, segments, heads)
+    return (native_conv_qkv if usable(x, taps, past) else conv_qkv_torch)(x, taps, past, segments, heads, eps)
 
 
 def conv_qkv_torch(
-    x: Tensor, taps: Tensor, past: Tensor | None, segments: Tensor | None, heads: int
+    x: Tensor, taps: Tensor, past: Tensor | None, segments: Tensor | None, heads: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v = short_conv(x, taps, past, segments).float().unflatten(-1, (3, heads, -1)).unbind(2)
-    return l2norm(q) * q.shape[-1] ** -0.5, l2norm(k), v
+    return l2norm(q, eps) * q.shape[-1] ** -0.5, l2norm(k, eps), v
 
 
 def native_conv_qkv(
-    x: Tensor, taps: Tensor, past: Tensor | None, segments: Tensor | None, heads: int
+    x: Tensor, taps: Tensor, past: Tensor | None, segments: Tensor | None, heads: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     assert past is None or not past.requires_grad
-    return ConvQKV.apply(x, taps, past, segments, heads)
+    return ConvQKV.apply(x, taps, past, segments, heads, eps)
 
 
 class ConvQKV(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, taps, past, segments, heads: int):  # type: ignore[no-untyped-def, override]
+    def forward(ctx, x, taps, past, segments, heads: int, eps: float):  # type: ignore[no-untyped-def, override]
         x, by_tap = x.contiguous(), taps.t().contiguous()
         past, segments = (None if t is None else t.contiguous() for t in (past, segments))
         B, T, C = x.shape
-        sizes = (B, T, heads, C // (3 * heads), taps.shape[1])
+        sizes = (B, T, heads, C // (3 * heads), taps.shape[1], eps)
         q, k, v = (x.new_empty(sizes[:4]) for _ in range(3))
         call("conv_forward", x, by_tap, past, segments, q, k, v, *sizes)
         ctx.save_for_backward(x, by_tap, past, segments)
@@ -74,4 +74,4 @@ class ConvQKV(torch.autograd.Function):
         x, by_tap, past, segments = ctx.saved_tensors
         dx, d_taps = torch.empty_like(x), torch.empty_like(by_tap)
         call("conv_backward", x, by_tap, past, segments, *(g.contiguous() for g in grads), dx, d_taps, *ctx.sizes)
-        return dx, d_taps.t(), None, None, None
+        return dx, d_taps.t(), None, None, None, None

@@ -1,7 +1,7 @@
 // Short causal depthwise convolution, SiLU and the L2 norm per head of q and k (twin: `conv_qkv` in kernels/conv.py).
 //
 //     z_t = sum_j taps[width-1-j] x_{t-j}  over j < width and x of the same segment,   s = z sigmoid(z)
-//     q = s r K^-0.5,  k = s r  with r = (sum s^2 + 1e-6)^-0.5 per head,   v = s
+//     q = s r K^-0.5,  k = s r  with r = (sum s^2 + eps)^-0.5 per head,   v = s
 //     ds = scale (r dy - r^3 (s.dy) s),   dz = ds sigmoid(z) (1 + z (1 - sigmoid(z)))
 //
 // Shapes: x [B, T, C], C = 3 H K (all of q, then k, then v); taps [width, C]; past [B, width-1, C], the inputs before
@@ -46,7 +46,7 @@ float dot(const float* __restrict a, const float* __restrict b, int n) {
 }  // namespace
 
 EXPORT void conv_forward(const float* x, const float* taps, const float* past, const int64_t* segments, float* q,
-                         float* k, float* v, int B, int T, int H, int K, int width) {
+                         float* k, float* v, int B, int T, int H, int K, int width, float eps) {
     const int C = 3 * H * K;
     const Rows in{x, past, segments, T, C, width};
     thread_local std::vector<float> scratch;
@@ -62,8 +62,8 @@ EXPORT void conv_forward(const float* x, const float* taps, const float* past, c
                     const float* __restrict from = s + (part * H + h) * K;
                     float* __restrict to = outputs[part] + ((size_t(b) * T + t) * H + h) * K;
                     const float scale = part == 2   ? 1.0f
-                                        : part == 1 ? 1.0f / std::sqrt(dot(from, from, K) + 1e-6f)
-                                                    : 1.0f / std::sqrt((dot(from, from, K) + 1e-6f) * K);
+                                        : part == 1 ? 1.0f / std::sqrt(dot(from, from, K) + eps)
+                                                    : 1.0f / std::sqrt((dot(from, from, K) + eps) * K);
                     for (int i = 0; i < K; i++) to[i] = from[i] * scale;
                 }
         }
@@ -72,7 +72,7 @@ EXPORT void conv_forward(const float* x, const float* taps, const float* past, c
 // dx like x and d_taps like taps; nothing for past.
 EXPORT void conv_backward(const float* x, const float* taps, const float* past, const int64_t* segments,
                           const float* d_q, const float* d_k, const float* d_v, float* dx, float* d_taps, int B, int T,
-                          int H, int K, int width) {
+                          int H, int K, int width, float eps) {
     const int C = 3 * H * K;
     const Rows in{x, past, segments, T, C, width};
     thread_local std::vector<float> scratch;
@@ -95,7 +95,7 @@ EXPORT void conv_backward(const float* x, const float* taps, const float* past, 
                     float* __restrict ds = dz + (part * H + h) * K;
                     float scale = 1.0f, along = 0.0f;
                     if (part < 2) {
-                        const float r = 1.0f / std::sqrt(dot(from, from, K) + 1e-6f);
+                        const float r = 1.0f / std::sqrt(dot(from, from, K) + eps);
                         scale = part == 0 ? r / std::sqrt(float(K)) : r;
                         along = scale * r * r * dot(from, dy, K);
                     }

@@ -19,7 +19,7 @@ EXPORT void rms_norm_forward(const float*, const float*, float*, int, int, float
 EXPORT void gated_norm_forward(const float*, const float*, const float*, float*, float, int, int);
 EXPORT void kda_gate_forward(const float*, const float*, const float*, float*, int, float, int, int, int);
 EXPORT void conv_forward(
-    const float*, const float*, const float*, const int64_t*, float*, float*, float*, int, int, int, int, int);
+    const float*, const float*, const float*, const int64_t*, float*, float*, float*, int, int, int, int, int, float);
 EXPORT void kda_forward(
     const float*, const float*, const float*, const float*, const float*, const float*, const int64_t*, float*, float*,
     float*, float*, int, int, int, int, int);
@@ -35,7 +35,7 @@ struct KDA {
     Matrix qkv, f_a, f_b, beta, g_a, g, o;  // g_a only where the gate is low rank
     const float *taps, *dt_bias, *A_log, *o_norm;
     int heads, head_dim, width, bounded;
-    float lower, eps;
+    float lower, eps, l2_eps;
 };
 
 struct MLA {
@@ -120,7 +120,7 @@ Buffer attend(const KDA& m, const float* x, const Tokens& t, const State& s) {
         const int n = t.starts[i + 1] - t.starts[i];
         const size_t at = static_cast<size_t>(t.starts[i]) * C;
         float *past = s.conv + t.rows[i] * s.conv_row, *S = s.memory + t.rows[i] * s.memory_row;
-        conv_forward(&qkv[3 * at], m.taps, past, nullptr, &q[at], &k[at], &v[at], 1, n, H, K, m.width);
+        conv_forward(&qkv[3 * at], m.taps, past, nullptr, &q[at], &k[at], &v[at], 1, n, H, K, m.width, m.l2_eps);
         shift(past, &qkv[3 * at], n, m.width - 1, 3 * C);
         kda_forward(&q[at], &k[at], &v[at], &g[at], &beta[static_cast<size_t>(t.starts[i]) * H], S, nullptr, &o[at], S,
                     nullptr, nullptr, 1, n, H, K, K);
