@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from moonlet.engine import cache as rows_of
-from moonlet.engine.packed import PackedModel, can_pack
+from moonlet.engine.packed import PackedModel, can_pack, in_rows
 from moonlet.model.model import Cache, Model
 
 Hook = Callable[[int, list[int]], list[int] | None]
@@ -74,7 +74,7 @@ class Decoder:
         longest = max(len(q) for q in queues)
         rows_of.reserve(cache, int(cache.lengths.max()) + longest)
         if self.packed is not None:
-            return self.packed.decode(cache, rows, queues)
+            return self.packed.decode(in_rows(cache), rows, queues)
         lengths = torch.tensor([len(q) for q in queues])
         tokens = torch.tensor([[*q, *[0] * (longest - len(q))] for q in queues])
         at = torch.tensor(rows)

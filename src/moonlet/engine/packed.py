@@ -7,6 +7,7 @@ structures mirror those of decode.cpp, field by field. fp32 on a CPU only (`can_
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -84,6 +85,30 @@ class StateC(ctypes.Structure):
     _fields_ = (*named(POINTER, "memory", "conv"), *named(ctypes.c_size_t, "memory_row", "conv_row"))
 
 
+@dataclass
+class Memory:
+    """Where the native decoder finds a cache: per layer its arrays, per row `lengths` [rows] and the pages of its
+    latents, `table` [rows, width] int32; a page holds `page` tokens."""
+
+    states: ctypes.Array
+    lengths: Tensor
+    table: Tensor
+    page: int
+
+
+def in_rows(cache: Cache) -> Memory:
+    """A cache with one tensor a layer: each row is one page."""
+    states, page = (StateC * len(cache.layers))(), 1
+    for state, layer in zip(states, cache.layers):
+        if isinstance(layer, KDAState):
+            state.memory, state.memory_row = pointer(layer.S), layer.S.stride(0)
+            state.conv, state.conv_row = pointer(layer.conv), layer.conv.stride(0)
+        else:
+            state.memory, state.memory_row = pointer(layer.latents), layer.latents.stride(0)
+            page = layer.latents.shape[1]
+    return Memory(states, cache.lengths, torch.arange(len(cache.lengths), dtype=torch.int32)[:, None], page)
+
+
 def can_pack(model: Model) -> bool:
     return usable(*model.parameters())
 
@@ -107,26 +132,29 @@ class PackedModel:
             c.rms_norm_eps,
         )
 
-    def decode(self, cache: Cache, rows: Sequence[int], queues: Sequence[Sequence[int]]) -> Tensor:
-        """Feed queues[i] (at least one token each) to row rows[i] of the cache, in place; logits [n, vocab] after each
-        queue's last token. The cache must have room (`cache.reserve`)."""
+    def decode(
+        self,
+        memory: Memory,
+        rows: Sequence[int],
+        queues: Sequence[Sequence[int]],
+        wanted: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Feed queues[i] (at least one token each) to row rows[i] of the cache, in place; logits [sum, vocab] after
+        the last wanted[i] tokens of each queue, one if not given. The cache must have room (`cache.reserve`)."""
         ids = torch.tensor([token for queue in queues for token in queue])
         lengths = torch.tensor([len(queue) for queue in queues])
         starts = torch.zeros(len(queues) + 1, dtype=torch.int32)
         starts[1:] = lengths.cumsum(0)
         where = torch.tensor(rows, dtype=torch.int32)
-        states = (StateC * len(cache.layers))()
-        for state, layer in zip(states, cache.layers):
-            memory, conv = (layer.S, layer.conv) if isinstance(layer, KDAState) else (layer.latents, None)
-            state.memory, state.memory_row = pointer(memory), memory.stride(0)
-            if conv is not None:
-                state.conv, state.conv_row = pointer(conv), conv.stride(0)
-        logits = torch.empty(len(queues), self.vocab_size)
+        after = torch.ones(len(queues), dtype=torch.int32) if wanted is None else torch.tensor(wanted).int()
+        logits = torch.empty(int(after.sum()), self.vocab_size)
         kernels = library()
         assert kernels is not None
-        arrays = map(pointer, (ids, where, starts, cache.lengths))
-        kernels.decode(ctypes.byref(self.model), *arrays, states, pointer(logits), INT(len(queues)))
-        cache.lengths[where.long()] += lengths
+        arrays = map(pointer, (ids, where, starts, memory.lengths))
+        pages = pointer(memory.table), INT(memory.table.shape[1]), INT(memory.page)
+        out = pointer(after), pointer(logits), INT(len(queues))
+        kernels.decode(ctypes.byref(self.model), *arrays, memory.states, *pages, *out)
+        memory.lengths[where.long()] += lengths
         return logits
 
     def layer(self, layer: Layer, block: int | None) -> LayerC:

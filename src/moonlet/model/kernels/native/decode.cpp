@@ -1,13 +1,13 @@
 // The whole model over new tokens of cached sequences, in one call (twin: `Model.hidden` with a cache, then lm_head).
 //
 // The new tokens of all sequences lie one after another: sequence i has tokens [starts[i], starts[i + 1]) of x [N, d],
-// its state is row rows[i] of the cache. What acts on single tokens (projections, norms, experts) runs over all N;
-// what has a memory (convolution, delta rule, attention) runs sequence by sequence. Every sum is taken in an order that
-// depends on nothing else, so a sequence gets the same bits alone or in a batch, whole or token by token.
+// its state is row rows[i] of the cache, its latents lie in the pages of that row's table. What acts on single tokens
+// (projections, norms, experts) runs over all N; what has a memory (convolution, delta rule, attention) runs sequence by
+// sequence. Every sum is taken in an order that depends on nothing else, so a sequence gets the same bits alone or in a
+// batch, whole or token by token, in pages (of a multiple of 8 tokens) or in one piece.
 //
 // Equations: model/kda.py, mla.py (absorbed: keys and values are never built), moe.py, attn_res.py. Matrices come packed
-// (gemm.h). The structures below are mirrored in engine/packed.py. Left out: threads (callers share out the sequences)
-// and dropped logits: every sequence gets those after its last token.
+// (gemm.h). The structures below are mirrored in engine/packed.py. Left out: threads (callers share out the sequences).
 #include <memory>
 #include <numeric>
 
@@ -76,10 +76,15 @@ struct Model {
     float eps;
 };
 
-struct State {  // of one layer, a row a sequence
-    float* memory;  // KDA: S [H, K, K];  MLA: latents [capacity, rank + rope]
+struct State {  // of one layer
+    float* memory;  // KDA, a row a sequence: S [H, K, K];  MLA, a row a page: latents [page, rank + rope]
     float* conv;    // KDA: [width - 1, 3 H K]
     size_t memory_row, conv_row;
+};
+
+struct Pages {  // which pages each row of the cache has, in order
+    const int* table;  // [rows, width]
+    int width, page;   // tokens of a page
 };
 }
 
@@ -92,7 +97,17 @@ Buffer buffer(size_t n) { return Buffer(new float[n]); }
 struct Tokens {
     const int *rows, *starts;
     const int64_t* lengths;  // of the cache's rows, before these tokens
+    Pages pages;
     int count, N;
+};
+
+// The latents of one sequence.
+struct Latents {
+    float* memory;
+    size_t row;
+    const int* table;
+    int page, W;
+    float* at(int64_t token) const { return memory + table[token / page] * row + token % page * W; }
 };
 
 Buffer apply(const Matrix& m, const float* x, int N) {
@@ -166,29 +181,33 @@ void logits_of(const float* q, const float* latents, int n, int W, float scale, 
     for (; j < n; j++) out[j] = scale * dot(q, latents + static_cast<size_t>(j) * W, W);
 }
 
-// out [size] = sum_j weights[j] x[j], rows of x W apart; 64 sums at a time stay in registers.
+// out [size] += sum_j weights[j] x[j], rows of x W apart; 64 sums at a time stay in registers.
 void weighted_sum(const float* weights, const float* x, int n, int W, int size, float* out) {
     int r = 0;
     for (; r + 64 <= size; r += 64) {
-        vec8 total[8] = {};
+        vec8 total[8];
+        std::memcpy(total, out + r, sizeof total);
         for (int j = 0; j < n; j++)
             for (int i = 0; i < 8; i++) total[i] += weights[j] * at(x + static_cast<size_t>(j) * W + r + 8 * i);
         std::memcpy(out + r, total, sizeof total);
     }
-    std::fill(out + r, out + size, 0.0f);
     for (int j = 0; j < n; j++)
         for (int i = r; i < size; i++) out[i] += weights[j] * x[static_cast<size_t>(j) * W + i];
 }
 
-// q [W] against `seen` latents [seen, W] -> the mean [rank] of their first parts, weighted by softmax(scale q . latent).
-void mix(const float* q, const float* latents, int seen, int W, int rank, float scale, float* weights, float* out) {
-    logits_of(q, latents, seen, W, scale, weights);
+// q [W] against the first `seen` latents -> the mean [rank] of their first parts, weighted by softmax(scale q . latent).
+void mix(const float* q, const Latents& latents, int seen, int rank, float scale, float* weights, float* out) {
+    const int page = latents.page, W = latents.W;
+    for (int j = 0; j < seen; j += page)
+        logits_of(q, latents.at(j), std::min(page, seen - j), W, scale, weights + j);
     const float top = largest_value(weights, seen);
     float sum = 0;
     for (int j = 0; j < seen; j++) sum += weights[j] = fast_exp(weights[j] - top);
     const float inverse = 1.0f / sum;
     for (int j = 0; j < seen; j++) weights[j] *= inverse;
-    weighted_sum(weights, latents, seen, W, rank, out);
+    std::fill(out, out + rank, 0.0f);
+    for (int j = 0; j < seen; j += page)
+        weighted_sum(weights + j, latents.at(j), std::min(page, seen - j), W, rank, out);
 }
 
 Buffer attend(const MLA& m, const float* x, const Tokens& t, const State& s) {
@@ -207,17 +226,18 @@ Buffer attend(const MLA& m, const float* x, const Tokens& t, const State& s) {
     Buffer mixed = buffer(static_cast<size_t>(N) * H * rank);
     std::vector<float> weights;
     for (int i = 0; i < t.count; i++) {
-        float* latents = s.memory + t.rows[i] * s.memory_row;
+        const int* table = t.pages.table + static_cast<size_t>(t.rows[i]) * t.pages.width;
+        const Latents latents{s.memory, s.memory_row, table, t.pages.page, W};
         for (int n = t.starts[i]; n < t.starts[i + 1]; n++) {
             const int64_t position = t.lengths[t.rows[i]] + n - t.starts[i];
-            float* latent = latents + position * W;
+            float* latent = latents.at(position);
             rms_norm_forward(&joint[static_cast<size_t>(n) * W], m.kv_norm, latent, 1, rank, m.eps);
             place(m, &joint[static_cast<size_t>(n) * W + rank], position, latent + rank);
             weights.resize(position + 1);
             for (int h = 0; h < H; h++) {
                 const size_t at = static_cast<size_t>(n) * H + h;
                 place(m, &q[at * Q + P], position, &latent_q[at * W + rank]);
-                mix(&latent_q[at * W], latents, position + 1, W, rank, m.scale, weights.data(), &mixed[at * rank]);
+                mix(&latent_q[at * W], latents, position + 1, rank, m.scale, weights.data(), &mixed[at * rank]);
             }
         }
     }
@@ -319,7 +339,9 @@ struct Stream {
     }
 };
 
-void pass(const Model& m, const int64_t* ids, const Tokens& t, const State* states, float* logits) {
+// logits [wanted.size(), vocab] after the tokens `wanted`.
+void pass(const Model& m, const int64_t* ids, const Tokens& t, const State* states, const std::vector<int>& wanted,
+          float* logits) {
     const int N = t.N, d = m.head.in;
     Stream s{{}, buffer(static_cast<size_t>(N) * d), N, d, m.eps};
     for (int i = 0; i < N; i++) std::memcpy(&s.live[static_cast<size_t>(i) * d], m.embedding + ids[i] * d, sizeof(float) * d);
@@ -336,27 +358,30 @@ void pass(const Model& m, const int64_t* ids, const Tokens& t, const State* stat
         x = s.read(layer.ffn_query, layer.ffn_norm);
         s.add((layer.moe ? feed_forward(*layer.moe, x.get(), N) : feed_forward(*layer.mlp, x.get(), N)).get());
     }
-    std::vector<int> last(t.count);
-    for (int i = 0; i < t.count; i++) last[i] = t.starts[i + 1] - 1;
-    const Buffer h = s.only(last.data(), t.count).read(m.query, m.norm);
-    multiply_packed(h.get(), {d, 1}, m.head.panels, d, logits, m.head.out, t.count, d, m.head.out, false);
+    if (wanted.empty()) return;
+    const int n = static_cast<int>(wanted.size());
+    const Buffer h = s.only(wanted.data(), n).read(m.query, m.norm);
+    multiply_packed(h.get(), {d, 1}, m.head.panels, d, logits, m.head.out, n, d, m.head.out, false);
 }
 
 }  // namespace
 
 EXPORT void pack_matrix(const float* W, float* panels, int in, int out) { pack(W, {1, in}, in, out, panels); }
 
-// ids [N] -> logits [count, vocab]; the states take up the tokens, lengths stay. Sequences go in groups of about 256
-// tokens, so that their activations stay in the cache.
+// ids [N] -> the logits after the last `wanted[i]` tokens of each sequence, one below the other; the states take up the
+// tokens, lengths stay. Sequences go in groups of about 256 tokens, so that their activations stay in the cache.
 EXPORT void decode(
     const Model* model, const int64_t* ids, const int* rows, const int* starts, const int64_t* lengths,
-    const State* states, float* logits, int count) {
+    const State* states, const int* table, int table_width, int page, const int* wanted, float* logits, int count) {
     for (int from = 0, to; from < count; from = to) {
         to = from + 1;
         while (to < count && starts[to + 1] - starts[from] <= 256) to++;
-        std::vector<int> local(starts + from, starts + to + 1);
+        std::vector<int> local(starts + from, starts + to + 1), after;
         for (int& start : local) start -= starts[from];
-        const Tokens t{rows + from, local.data(), lengths, to - from, local.back()};
-        pass(*model, ids + starts[from], t, states, logits + static_cast<size_t>(from) * model->head.out);
+        for (int i = from; i < to; i++)
+            for (int back = wanted[i]; back > 0; back--) after.push_back(local[i - from + 1] - back);
+        const Tokens t{rows + from, local.data(), lengths, {table, table_width, page}, to - from, local.back()};
+        pass(*model, ids + starts[from], t, states, after, logits);
+        logits += after.size() * model->head.out;
     }
 }
