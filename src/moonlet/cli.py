@@ -107,6 +107,18 @@ def export(
 
 
 @app.command()
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="a folder in a published layout, of any size")],
+    to: Annotated[str, typer.Option("--to", help="int4, mxfp4 or bf16: what its routed experts become")],
+    out: Annotated[Path, typer.Option("--out", help="the folder to write")],
+) -> None:
+    """Put a checkpoint's experts on another grid, file by file, and say what it costs."""
+    from moonlet.engine.convert import convert
+
+    print("\n".join(convert(checkpoint, to, out)))
+
+
+@app.command()
 def fit(
     model: Annotated[str | None, typer.Argument(help="a model folder or a preset [default: all presets]")] = None,
     memory: Annotated[str | None, typer.Option("--memory", help="of the machine or card, such as 24GB")] = None,
@@ -124,6 +136,27 @@ def fit(
         print("\n\n\n".join("\n".join(fits.lines(f)) for f in found))
     else:
         print("\n".join(fits.presets(found)))
+
+
+@app.command()
+def board(
+    arguments: Annotated[list[str] | None, typer.Argument(help="DIR, or query SQL, import, export, compact")] = None,
+    host: Annotated[str, typer.Option("--host", help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="port to listen on; 0 = any free")] = 6060,
+    token: Annotated[str | None, typer.Option("--token", help="asked of every client; needed off this machine")] = None,
+    tls_cert: Annotated[Path | None, typer.Option("--tls-cert", help="certificate, PEM")] = None,
+    tls_key: Annotated[Path | None, typer.Option("--tls-key", help="its private key, PEM")] = None,
+    allow_host: Annotated[list[str] | None, typer.Option("--allow-host", help="a further Host name to answer")] = None,
+    alerts: Annotated[Path | None, typer.Option("--alerts", help="rules, TOML")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="export: the file; import: the folder of runs")] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="import: go on as the source grows")] = False,
+    runs: Annotated[Path, typer.Option("--runs", help="the folder of runs, for the words above")] = Path("runs"),
+) -> None:
+    """Serve the page of every run below a folder, or work on their logs: see docs/tracker.md."""
+    from moonlet.tracker.board import main
+
+    options = {"host": host, "port": port, "token": token, "tls": (tls_cert, tls_key), "hosts": allow_host or []}
+    raise typer.Exit(main(arguments or [], runs, out, follow, alerts, **options))
 
 
 @app.command()

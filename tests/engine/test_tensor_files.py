@@ -7,42 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from folders import publish
 from safetensors.torch import save_file
 from small_models import FORMS, random_ids, random_model
 
 from moonlet.engine.load import load
 from moonlet.engine.tensor_files import INDEX, SINGLE
 from moonlet.errors import InputError
-from moonlet.model.model import Model
 from moonlet.model.weights import to_published
 
 IDS = random_ids(2, 20)
-
-
-def publish(
-    folder: Path,
-    model: Model,
-    shards: int = 1,
-    dtype: torch.dtype = torch.float32,
-    prefix: str = "",
-    nested: bool = False,
-) -> Path:
-    """A folder as others write them."""
-    folder.mkdir()
-    config = model.config.to_dict()
-    (folder / "config.json").write_text(json.dumps({"text_config": config} if nested else config))
-    tensors = {prefix + name: value.to(dtype) for name, value in to_published(model).items()}
-    if shards == 1:
-        save_file(tensors, folder / SINGLE)
-        return folder
-    weight_map = {}
-    for i in range(shards):
-        name = f"model-{i + 1:05}-of-{shards:05}.safetensors"
-        part = {n: tensors[n] for n in sorted(tensors)[i::shards]}
-        save_file(part, folder / name)
-        weight_map |= dict.fromkeys(part, name)
-    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    return folder
 
 
 @torch.no_grad()

@@ -86,7 +86,7 @@ def test_both_dispatches_agree(count: int, experts: int, top_k: int, seed: int) 
         m.gate.e_score_correction_bias[0] += 10.0  # everything goes to one expert first, another may get nothing
     x = tokens(count, 32, seed)
     chosen, p, _ = m.gate(x)
-    assert relative(m.routed(x, chosen, p), m.all_experts(x, chosen, p)) < 1e-5
+    assert relative(m.experts.routed(x, chosen, p), m.experts.all_experts(x, chosen, p)) < 1e-5
 
 
 def test_bias_chooses_but_does_not_weigh() -> None:

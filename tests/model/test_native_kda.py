@@ -114,7 +114,9 @@ def test_inputs_may_be_views() -> None:
     assert all(torch.equal(a, b) for a, b in zip(got[0] + got[1], expected[0] + expected[1]))
 
 
-def exact_conv(x: Tensor, taps: Tensor, past: Tensor | None, segments: Tensor | None, heads: int, eps: float) -> Outputs:
+def exact_conv(
+    x: Tensor, taps: Tensor, past: Tensor | None, segments: Tensor | None, heads: int, eps: float
+) -> Outputs:
     """`conv_qkv_torch` without its cast to fp32."""
     q, k, v = short_conv(x, taps, past, segments).unflatten(-1, (3, heads, -1)).unbind(2)
     return l2norm(q, eps) * q.shape[-1] ** -0.5, l2norm(k, eps), v

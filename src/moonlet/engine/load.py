@@ -4,7 +4,7 @@
 `quantization_config` says so, everything else fp32), the tokenizer files, and `tools.json` (what the model was taught
 to call). Packed experts: MXFP4 as `weight_packed` uint8 + `weight_scale` uint8, INT4 as `weight_packed` int32 +
 `weight_scale` + `weight_shape` (compressed-tensors spellings, K3 and K2 Thinking). Read are sharded files too, in fp32,
-bf16 or fp16 (`tensor_files.py`); written is one file. Left out: experts that stay packed in memory.
+bf16 or fp16 (`tensor_files.py`); written is one file.
 """
 
 import json
@@ -17,14 +17,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from moonlet.data.tokenizer import Tokenizer
-from moonlet.engine.tensor_files import Dequantised, TensorFiles, format_of
+from moonlet.engine.tensor_files import FORMATS, Dequantised, TensorFiles, format_of
 from moonlet.errors import InputError
 from moonlet.files import new_folder
 from moonlet.model import config as configs
 from moonlet.model.model import Model
 from moonlet.model.weights import from_published, to_published
 from moonlet.quant import grids
+from moonlet.quant.packed_experts import pack_experts
 
+PUBLISHED = {ours: theirs for theirs, ours in FORMATS.items()}
 IGNORE = [
     "lm_head",
     "re:.*self_attn.*",
@@ -32,6 +34,8 @@ IGNORE = [
     "re:.*mlp\\.(gate|up|gate_up|down)_proj.*",
     "re:.*routed_expert_(down|up)_proj.*",
     "re:.*block_sparse_moe\\.gate.*",
+    "re:.*vision_tower.*",
+    "re:.*mm_projector.*",
 ]
 
 
@@ -43,7 +47,7 @@ def quantization_config(format: str) -> dict[str, Any]:
         weights["scale_dtype"] = "torch.uint8"
     return {
         "quant_method": "compressed-tensors",
-        "format": "mxfp4-pack-quantized" if format == "mxfp4" else "pack-quantized",
+        "format": PUBLISHED[format],
         "quantization_status": "compressed",
         "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": None}},
         "ignore": IGNORE,
@@ -87,10 +91,11 @@ def write(
         tokenizer.save(tmp, chat_template=chat_template)
 
 
-def load(folder: str | Path) -> tuple[Model, Tokenizer | None]:
+def load(folder: str | Path, packed: bool = False) -> tuple[Model, Tokenizer | None]:
     """Model (eval, fp32) and tokenizer (None when the folder has none). InputError when it is not a model folder.
 
-    The model is made without memory and filled tensor by tensor from the mapped files.
+    The model is made without memory and filled tensor by tensor from the mapped files. With `packed`, experts that are
+    stored in 4 bits stay so: the model can be run, not trained.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -100,9 +105,11 @@ def load(folder: str | Path) -> tuple[Model, Tokenizer | None]:
     tensors: Mapping[str, Tensor] = TensorFiles(folder)
     packing = format_of(raw)
     if packing is not None:
-        tensors = Dequantised(tensors, packing)
+        tensors = Dequantised(tensors, packing, packed)
     with torch.device("meta"):
         model = Model(config)
+        if packing is not None and packed:
+            pack_experts(model, FORMATS[packing])
     from_published(model, tensors)
     tokenizer = Tokenizer.load(folder) if (folder / "tokenizer.json").exists() else None
     if tokenizer is not None and tokenizer.vocab_size != config.vocab_size:

@@ -19,6 +19,7 @@ from moonlet.errors import InputError
 from moonlet.quant import grids
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+FORMATS = {"mxfp4-pack-quantized": "mxfp4", "pack-quantized": "int4"}  # compressed-tensors' names and ours
 HEADER_LIMIT = 100_000_000  # bytes, as in the safetensors library
 
 
@@ -47,25 +48,28 @@ class TensorFiles(Mapping[str, Tensor]):
 
 
 class Dequantised(Mapping[str, Tensor]):
-    """The same names with packed matrices as their fp32 `.weight`; format: mxfp4-pack-quantized or pack-quantized."""
+    """The same names with packed matrices as their fp32 `.weight`; with `keep` the routed experts' stay packed.
 
-    def __init__(self, stored: Mapping[str, Tensor], format: str) -> None:
-        if format not in ("mxfp4-pack-quantized", "pack-quantized"):
-            raise InputError(f"quantization format {format!r}: only mxfp4-pack-quantized and pack-quantized are read")
+    format: mxfp4-pack-quantized or pack-quantized."""
+
+    def __init__(self, stored: Mapping[str, Tensor], format: str, keep: bool = False) -> None:
+        if format not in FORMATS:
+            raise InputError(f"quantization format {format!r}: only {' and '.join(FORMATS)} are read")
         self.stored, self.format = stored, format
-        self.names = {n.replace(".weight_packed", ".weight") for n in stored if not n.endswith(("_scale", "_shape"))}
+        self.names: set[str] = set()
         for name in stored:
             stem = name.removesuffix("_packed")
             if name != stem and f"{stem}_scale" not in stored:
                 raise InputError(f"{name} has no {stem}_scale beside it; the checkpoint is not whole")
+            if keep and ".experts." in name and not name.endswith("_shape"):
+                self.names.add(name)
+            elif not name.endswith(("_scale", "_shape")):
+                self.names.add(stem)
 
     def __getitem__(self, name: str) -> Tensor:
         if name in self.stored:
             return self.stored[name]
-        packed, scale = self.stored[f"{name}_packed"], self.stored[f"{name}_scale"]
-        if self.format == "mxfp4-pack-quantized":
-            return grids.mxfp4_values(grids.unpack_mxfp4(packed), scale)
-        return grids.int4_values(grids.unpack_int4(packed), scale.float())
+        return grids.unpacked(self.stored[f"{name}_packed"], self.stored[f"{name}_scale"], FORMATS[self.format])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)

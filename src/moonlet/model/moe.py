@@ -54,9 +54,18 @@ class Experts(nn.Module):
         self.w3 = nn.Parameter(torch.empty(E, width, width_in))
         self.w2 = nn.Parameter(torch.empty(E, width_in, width))
 
-    def forward(self, x_ECL: Tensor) -> Tensor:
-        """[E, c, L] -> [E, c, L], expert e on its own rows."""
-        return stacked(x_ECL, self.w1, self.w3, self.w2, self.act)
+    def routed(self, z_NL: Tensor, chosen: Tensor, p: Tensor) -> Tensor:
+        """sum_i p_i E_i(z), each expert on the rows that chose it."""
+        if z_NL.shape[0] <= 256 and not torch.is_grad_enabled():
+            return self.all_experts(z_NL, chosen, p)
+        return routed_experts(z_NL, chosen, p, self.w1, self.w3, self.w2, self.act)
+
+    def all_experts(self, z_NL: Tensor, chosen: Tensor, p: Tensor) -> Tensor:
+        """The same sum for a few tokens: every expert on every token, weights zero where not chosen."""
+        E = self.w1.shape[0]
+        out_ENL = stacked(z_NL.expand(E, *z_NL.shape), self.w1, self.w3, self.w2, self.act)
+        p_NE = p.new_zeros(p.shape[0], E).scatter_(1, chosen, p)
+        return torch.einsum("enl,ne->nl", out_ENL, p_NE).to(z_NL.dtype)
 
 
 class Router(nn.Module):
@@ -102,8 +111,7 @@ class MoE(nn.Module):
         x_ND = x.flatten(0, 1)
         chosen, p, stats = self.gate(x_ND)
         z_NL = self.routed_expert_down_proj(x_ND) if hasattr(self, "routed_expert_down_proj") else x_ND
-        few = x_ND.shape[0] <= 256 and not torch.is_grad_enabled()
-        y_ND = (self.all_experts if few else self.routed)(z_NL, chosen, p)
+        y_ND = self.experts.routed(z_NL, chosen, p)
         if hasattr(self, "routed_expert_up_proj"):
             if hasattr(self, "routed_expert_norm"):
                 y_ND = self.routed_expert_norm(y_ND)
@@ -111,15 +119,3 @@ class MoE(nn.Module):
         if hasattr(self, "shared_experts"):
             y_ND = y_ND + self.shared_experts(x_ND)
         return y_ND.view_as(x), stats
-
-    def routed(self, z_NL: Tensor, chosen: Tensor, p: Tensor) -> Tensor:
-        """sum_i p_i E_i(z), each expert on the rows that chose it."""
-        e = self.experts
-        return routed_experts(z_NL, chosen, p, e.w1, e.w3, e.w2, e.act)
-
-    def all_experts(self, z_NL: Tensor, chosen: Tensor, p: Tensor) -> Tensor:
-        """The same sum for a few tokens: every expert on every token, weights zero where not chosen."""
-        E = self.experts.w1.shape[0]
-        out_ENL = self.experts(z_NL.expand(E, *z_NL.shape))
-        p_NE = p.new_zeros(p.shape[0], E).scatter_(1, chosen, p)
-        return torch.einsum("enl,ne->nl", out_ENL, p_NE).to(z_NL.dtype)

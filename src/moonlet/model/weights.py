@@ -82,12 +82,14 @@ def from_published(model: Model, tensors: Mapping[str, Tensor]) -> None:
         published = published_name(name, c)
         stem, _, last = published.rpartition(".")
         if stem.endswith(".experts"):
-            key = K2_EXPERT[last] if is_k2(c) else last
-            filled[name] = torch.empty(own.shape)
-            for j, into in enumerate(filled[name]):
-                row = fits(take(f"{stem}.{j}.{key}.weight"), own[j], f"{stem}.{j}.{key}.weight")
+            key, _, part = last.partition("_")  # w1; or w1_packed, w1_scale where experts stay in 4 bits
+            key, part = K2_EXPERT[key] if is_k2(c) else key, f"weight_{part}" if part else "weight"
+            for j in range(own.shape[0]):
+                row = fits(take(f"{stem}.{j}.{key}.{part}"), own[j], f"{stem}.{j}.{key}.{part}")
                 if row is not None:
-                    into.copy_(row)
+                    if name not in filled:
+                        filled[name] = torch.empty(own.shape, dtype=torch.float32 if part == "weight" else row.dtype)
+                    filled[name][j] = row
             continue
         value = take(published)
         if value is not None and last == "A_log":

@@ -120,3 +120,10 @@ def pack_int4(code: Tensor) -> Tensor:
 def unpack_int4(packed: Tensor) -> Tensor:
     word = packed.long() & 0xFFFFFFFF
     return (((word.unsqueeze(-1) >> (4 * torch.arange(8))) & 15) - 8).flatten(-2).to(torch.int8)
+
+
+def unpacked(packed: Tensor, scale: Tensor, format: str) -> Tensor:
+    """The fp32 values [..., in] of packed codes and their scales; format: mxfp4 or int4."""
+    if format == "mxfp4":
+        return mxfp4_values(unpack_mxfp4(packed), scale)
+    return int4_values(unpack_int4(packed), scale.float())
