@@ -11,6 +11,7 @@ from helpers import tiny_model_folder
 
 from moonlet import fit
 from moonlet.errors import InputError
+from moonlet.model import sizes
 from moonlet.model.kernels import native
 from moonlet.model.model import Model
 from moonlet.model.presets import PRESETS, preset
@@ -21,11 +22,11 @@ from moonlet.optim.muon import MuonAdamW, OptimConfig, muon_blocks
 def test_counts_are_those_of_the_model(name: str) -> None:
     c = preset(name)
     model = Model(c)
-    parts, muon = fit.parameters(c)
+    parts, muon = sizes.parameters(c), fit.muon_parameters(c)
     assert sum(parts.values()) == sum(p.numel() for p in model.parameters())
     experts = sum(p.numel() for layer in model.layers if layer.moe for p in layer.mlp.experts.parameters())
     assert parts["routed experts"] == experts
-    assert fit.active(parts, c)["routed experts"] == experts * c.num_experts_per_token // c.num_experts
+    assert sizes.active(parts, c)["routed experts"] == experts * c.num_experts_per_token // c.num_experts
     optimizer = MuonAdamW(model, muon_blocks(model), OptimConfig(0.1, 0.1))
     assert muon == sum(optimizer.params[n].numel() for n in optimizer.blocks)
     held = 4 * sum(t.numel() for t in optimizer.state.values() if t.ndim)
@@ -56,6 +57,7 @@ def test_the_named_machines_hold_their_presets() -> None:
 MEASURE = """
 import torch
 from moonlet.engine.generate import Decoder
+from moonlet.model import sizes
 from moonlet.model.model import Model
 from moonlet.model.presets import preset
 
@@ -76,6 +78,39 @@ def test_predicted_memory_is_the_measured_one() -> None:
         pytest.skip("without the native decoder there is one copy of the weights")
     done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True)
     assert int(done.stdout) / fit.facts("laptop", None, 1)["cpu"] == pytest.approx(1, abs=0.1)
+
+
+TRAIN = """
+import torch
+from moonlet.model.model import Model
+from moonlet.model.presets import preset
+from moonlet.optim.muon import MuonAdamW, OptimConfig, muon_blocks
+from moonlet.train.step import Stepper
+
+def peak():
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+
+def train(name, tokens):
+    model, ids = Model(preset(name)).init_weights(0), torch.zeros(1, tokens, dtype=torch.long)
+    optimizer = MuonAdamW(model, muon_blocks(model), OptimConfig(0.01, 0.01))
+    batch = {"tokens": ids, "segments": torch.ones_like(ids), "loss": torch.ones_like(ids)}
+    Stepper(1).step(model, optimizer, batch, 1.0, 100.0)
+
+train("nano", 16)
+before = peak()
+train("nano", 4096)
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+def test_predicted_memory_of_training_is_the_measured_one() -> None:
+    if native.why_not():
+        pytest.skip("without the native kernels a step keeps more")
+    done = subprocess.run([sys.executable, "-c", TRAIN], capture_output=True, text=True, check=True)
+    f = fit.facts("nano", None, 1)
+    predicted = f["training_fp32"] + 4.096 * f["activations_per_1k_tokens"]
+    assert int(done.stdout) / predicted == pytest.approx(1, abs=0.1)
 
 
 def test_a_folder_and_a_table(tmp_path: Path) -> None:

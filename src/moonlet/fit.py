@@ -1,38 +1,22 @@
-"""What fits on which machine, for `moonlet fit`: parameters, weights, cache and training state, from a config alone.
+"""What fits on which machine, for `moonlet fit`: weights, cache and training state of the sizes in model/sizes.py.
 
-Counted on torch's meta device, so a model of trillions of parameters takes seconds and no memory. Bytes, as the
-published checkpoints hold them: bf16 for all but the routed experts, these at 4 bits with a scale byte for 32 (4.25).
-The cache of a sequence: MLA keeps kv_lora_rank + rope numbers a token and layer (bf16), KDA one state [H, K, K] and its
-convolution tail a layer whatever the length (fp32). `cpu` is what this project's engine holds on a CPU: fp32, once as
-loaded and once packed for the decoder. Training, fp32: weights, one gradient sum and one running gradient a worker,
-Muon's momentum (AdamW's two moments for embeddings, head and vectors). Left out: activations, which the micro-batch
-sets, and what a serving program itself takes.
+Bytes as the published checkpoints hold them: bf16 for all but the routed experts, these at 4 bits with a scale byte for
+32 (4.25). The cache: MLA's latents in bf16, KDA's state in fp32. `cpu` is what this project's engine holds on a CPU:
+fp32, once as loaded and once packed for the decoder. Training, fp32: weights, one gradient sum and one running gradient
+a worker, Muon's momentum (AdamW's two moments for embeddings, head and vectors), and what one micro-batch keeps for its
+backward pass. Left out: what a serving program itself takes.
 """
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from moonlet.errors import InputError, nearest
 from moonlet.model import config as configs
+from moonlet.model import sizes
 from moonlet.model.config import ModelConfig
-from moonlet.model.model import Layer
 from moonlet.model.presets import PRESETS, preset
 from moonlet.optim.muon import is_muon
 
-PARTS = (
-    "embedding and head",
-    "KDA",
-    "MLA",
-    "dense FFN",
-    "router",
-    "routed experts",
-    "shared experts",
-    "latent",
-    "norms",
-)
 EXPERT_BITS, GIB = 4.25, 2**30
 
 
@@ -45,61 +29,26 @@ def open_config(name: str) -> ModelConfig:
     raise InputError(f"{name!r} is neither a model folder nor a preset; nearest preset: {nearest(name, PRESETS)}")
 
 
-def part_of(name: str, c: ModelConfig, layer: int) -> str:
-    """The part of the table that a layer's parameter belongs to."""
-    if "experts" in name:
-        return "shared experts" if "shared" in name else "routed experts"
-    if "routed_expert" in name:
-        return "latent"
-    if ".gate.weight" in name:
-        return "router"
-    if name.startswith("self_attn."):
-        return "KDA" if c.is_kda(layer) else "MLA"
-    return "dense FFN" if name.startswith("mlp.") else "norms"
-
-
-def parameters(c: ModelConfig) -> tuple[dict[str, int], int]:
-    """Parameters by part, and how many of all are Muon's. One layer of each kind is made, without memory."""
-    kind = [(c.is_kda(i), c.is_moe(i)) for i in range(c.num_hidden_layers)]
-    found, muon = dict.fromkeys(PARTS, 0), 0
-    for (kda, moe), number in Counter(kind).items():
-        index = kind.index((kda, moe))
-        with torch.device("meta"):
-            layer = Layer(c, index)
-        for name, p in layer.named_parameters():
-            found[part_of(name, c, index)] += number * p.numel()
-            muon += number * p.numel() * is_muon(name, p)
-    found["embedding and head"] = 2 * c.vocab_size * c.hidden_size
-    found["norms"] += c.hidden_size * (1 if c.attn_res_block_size is None else 3)
-    return found, muon
-
-
-def active(parts: dict[str, int], c: ModelConfig) -> dict[str, int]:
-    """Parameters that one token meets: the chosen experts, and no embedding row but its own."""
-    share = c.num_experts_per_token / c.num_experts if c.num_experts else 1.0
-    out = {**parts, "routed experts": round(parts["routed experts"] * share)}
-    return {**out, "embedding and head": parts["embedding and head"] // 2}
+def muon_parameters(c: ModelConfig) -> int:
+    """How many of the parameters are Muon's."""
+    return sum(
+        n * p.numel() for layer, n in sizes.layers(c) for name, p in layer.named_parameters() if is_muon(name, p)
+    )
 
 
 def cache_bytes(c: ModelConfig) -> tuple[int, int]:
     """(bytes a token, bytes a sequence whatever its length)."""
-    token = sequence = 0
-    for i in range(c.num_hidden_layers):
-        if c.is_kda(i):
-            H, K = c.kda("num_heads"), c.kda("head_dim")
-            sequence += 4 * (H * K * K + (c.kda("short_conv_kernel_size", 4) - 1) * 3 * H * K)
-        else:
-            token += 2 * (c.kv_lora_rank + c.qk_rope_head_dim)
-    return token, sequence
+    token, sequence = sizes.cache_numbers(c)
+    return 2 * token, 4 * sequence
 
 
 def facts(name: str, memory: int | None, context: int) -> dict[str, Any]:
     """Everything the command prints. memory: bytes, or None; context: tokens of a stream."""
     c = open_config(name)
-    parts, muon = parameters(c)
+    parts, muon = sizes.parameters(c), muon_parameters(c)
     total, routed = sum(parts.values()), parts["routed experts"]
     token, sequence = cache_bytes(c)
-    chosen, stream = active(parts, c), sequence + token * context
+    chosen, stream = sizes.active(parts, c), sequence + token * context
     published = 2 * (total - routed) + round(routed * EXPERT_BITS / 8)
     out: dict[str, Any] = {
         "model": name,
@@ -113,6 +62,7 @@ def facts(name: str, memory: int | None, context: int) -> dict[str, Any]:
         "state_per_sequence": sequence,
         "cpu": 2 * 4 * total,
         "training_fp32": 4 * (total + 2 * total + muon + 2 * (total - muon)),
+        "activations_per_1k_tokens": round(4 * 1000 * sizes.activations(c)),
     }
     if memory is not None:
         room = memory - published
@@ -127,6 +77,7 @@ def facts(name: str, memory: int | None, context: int) -> dict[str, Any]:
             "streams": max(0, room // stream),
             "bf16_fits": memory >= 2 * total + stream,
             "training_room": memory - out["training_fp32"],
+            "training_tokens": max(0, 1000 * (memory - out["training_fp32"]) // out["activations_per_1k_tokens"]),
         }
     return out
 
@@ -160,7 +111,8 @@ def lines(f: dict[str, Any]) -> list[str]:
         f"cache of 1,000 tokens (MLA)         {size(f['cache_per_1k_tokens']):>14}",
         f"state of a sequence (KDA)           {size(f['state_per_sequence']):>14}",
         f"moonlet's engine on a CPU, fp32     {size(f['cpu']):>14}",
-        f"training, fp32, less activations    {size(f['training_fp32']):>14}",
+        f"training, fp32, one worker          {size(f['training_fp32']):>14}",
+        f"  and 1,000 tokens of a micro-batch {size(f['activations_per_1k_tokens']):>14}",
     ]
     if "memory" in f:
         m = f["memory"]
@@ -173,7 +125,7 @@ def lines(f: dict[str, Any]) -> list[str]:
             out.append(f"  does not fit: one stream of {m['context']:,} tokens needs {size(m['needs'])}")
         out.append(f"  in bf16: {'fits' if m['bf16_fits'] else 'does not fit'}")
         left = m["training_room"]
-        word = f"fits, {size(left)} left for activations" if left > 0 else f"does not fit, {size(-left)} short"
+        word = f"fits, micro-batches of {m['training_tokens']:,} tokens" if left > 0 else f"lacks {size(-left)}"
         out.append(f"  training in fp32: {word}")
     return out
 
