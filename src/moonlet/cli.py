@@ -140,7 +140,9 @@ def fit(
 
 @app.command()
 def board(
-    arguments: Annotated[list[str] | None, typer.Argument(help="DIR, or query SQL, import, export, compact")] = None,
+    arguments: Annotated[
+        list[str] | None, typer.Argument(help="DIR, or query SQL, import FROM, export, compact, push")
+    ] = None,
     host: Annotated[str, typer.Option("--host", help="address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="port to listen on; 0 = any free")] = 6060,
     token: Annotated[str | None, typer.Option("--token", help="asked of every client; needed off this machine")] = None,
@@ -150,13 +152,14 @@ def board(
     alerts: Annotated[Path | None, typer.Option("--alerts", help="rules, TOML")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="export: the file; import: the folder of runs")] = None,
     follow: Annotated[bool, typer.Option("--follow", help="import: go on as the source grows")] = False,
-    runs: Annotated[Path, typer.Option("--runs", help="the folder of runs, for the words above")] = Path("runs"),
+    to: Annotated[str | None, typer.Option("--to", help="push: the address of the board")] = None,
+    runs: Annotated[Path, typer.Option("--runs", help="the folder of runs")] = Path("runs"),
 ) -> None:
     """Serve the page of every run below a folder, or work on their logs: see docs/tracker.md."""
     from moonlet.tracker.board import main
 
     options = {"host": host, "port": port, "token": token, "tls": (tls_cert, tls_key), "hosts": allow_host or []}
-    raise typer.Exit(main(arguments or [], runs, out, follow, alerts, **options))
+    raise typer.Exit(main(arguments or [], runs, out, follow, alerts, to, **options))
 
 
 @app.command()

@@ -24,7 +24,7 @@ Points = tuple[np.ndarray, np.ndarray, np.ndarray]  # step int64 [N], time float
 
 @dataclass(frozen=True)
 class Stat:
-    """Of one series in the order it was logged: `last` is that of the greatest step, `min` and `max` of finite values."""
+    """Of one series in the order it was logged: `last` is that of the greatest step, `min` and `max` are finite."""
 
     points: int
     first_step: int

@@ -46,6 +46,7 @@ class RunData:
             raise ValueError(f"{folder} is not a folder: give the folder of a run")
         self.folder, self.strict = folder, strict
         self.sources: dict[str, Source] = {}
+        self.version = 0  # counts the refreshes that found something
 
     def refresh(self) -> bool:
         """Take in what is new in any file. Returns whether there was anything."""
@@ -64,7 +65,13 @@ class RunData:
                 self.sources.pop(stem, None)
                 changed = True
         self.sources = dict(sorted(self.sources.items()))
+        self.version += changed
         return changed
+
+    @property
+    def held(self) -> int:
+        """Points that are in memory: columns are decoded anew each time, logs and text are not."""
+        return sum(source.points for source in self.sources.values() if not isinstance(source, ColumnsFile))
 
     def chosen(self, attempt: int | None = None) -> list[Source]:
         return [source for source in self.sources.values() if attempt is None or source.attempt == attempt]
@@ -106,7 +113,8 @@ def metric_files(folder: Path) -> dict[str, Path]:
     """The file of each writer by its stem; the compacted form where both are there."""
     found: dict[str, Path] = {}
     try:
-        names = os.listdir(folder / "metrics")
+        with os.scandir(folder / "metrics") as entries:
+            names = [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
     except FileNotFoundError:
         return {}
     for name in names:

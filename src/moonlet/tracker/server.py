@@ -1,0 +1,172 @@
+"""The board: the HTTP API of docs/tracker.md over an `Index`, and the page's files. `serve(root, ...)` runs it.
+
+    GET  /  /page/FILE  /api/session  /api/changes  /api/runs  /api/fields  /api/groups
+    GET  /api/runs/ID  .../points  .../media  .../blob/NUMBER  .../histograms
+    POST /api/m4  /api/aggregate  (binary, `wire`)   /api/rollouts  /api/diff  /api/bundle
+    POST with the write token: /api/edit /api/undo /api/purge /api/views /api/query /api/push/ID/WRITER
+
+Here are the app, its start and what follows the disk; the routes are in `routes`, what every request must pass in
+`guard`. One thread scans the runs, twice a second those that are being written and every ten seconds all of them, and
+compacts logs that were closed ten minutes ago. Page files are read once at the start: a path from a client only ever
+looks up a name in that table. Leaves out: users and rights, anything but one machine's folder.
+"""
+
+import contextlib
+import ipaddress
+import logging
+import secrets
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from moonlet.tracker import alerts
+from moonlet.tracker.compact import compact_one
+from moonlet.tracker.curves import Curves
+from moonlet.tracker.guard import Guard, host_name
+from moonlet.tracker.index import Index
+from moonlet.tracker.routes import Board, reading, writing
+
+PAGE = Path(__file__).parent / "page"
+TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+    ".json": "application/json",
+    ".woff2": "font/woff2",
+}
+POLL_SECONDS, SCAN_SECONDS = 0.5, 10.0
+LOOPBACK = {"127.0.0.1", "localhost", "[::1]"}
+log = logging.getLogger("moonlet.tracker")
+
+
+def page_files() -> dict[str, tuple[bytes, str]]:
+    """Name -> bytes and type of every file of the page."""
+    files = [path for path in PAGE.rglob("*") if path.suffix in TYPES] if PAGE.is_dir() else []
+    return {path.relative_to(PAGE).as_posix(): (path.read_bytes(), TYPES[path.suffix]) for path in files}
+
+
+def make_app(
+    root: Path, token: str | None = None, hosts: set[str] | None = None, secure: bool = False, scan: bool = True
+) -> tuple[Any, Board]:
+    """The ASGI app and what it serves. With `scan` the runs are read before it returns."""
+    index = Index(root)
+    board = Board(index, Curves(index), secrets.token_urlsafe(24), page_files(), PAGE)
+    if scan:
+        index.scan()
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.include_router(reading(board))
+    app.include_router(writing(board))
+    app.add_exception_handler(KeyError, _not_found)
+    app.add_exception_handler(ValueError, _bad)
+    app.add_exception_handler(RequestValidationError, _bad)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _failed)
+    return Guard(app, LOOPBACK | (hosts or set()), board.write_token, token, secure), board
+
+
+async def _not_found(request: Request, error: Exception) -> Response:
+    return _error(404, f"there is no {error.args[0]!r} here" if error.args else "not found")
+
+
+async def _bad(request: Request, error: Exception) -> Response:
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        return _error(400, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+    return _error(400, str(error))
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return _error(error.status_code, str(error.detail))
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    return _error(500, "the board failed at this request: its log says why")
+
+
+def _error(status: int, message: str) -> Response:
+    return JSONResponse({"error": {"message": message.encode("utf-8", "replace").decode()}}, status)
+
+
+@contextlib.contextmanager
+def following(board: Board, rules: Path | None = None) -> Iterator[None]:
+    """Keep the index up to date in a thread, and compact what is closed."""
+    stop = threading.Event()
+    watch = alerts.Watch(rules) if rules else None
+
+    def follow() -> None:
+        scanned = 0.0
+        while not stop.is_set():
+            try:
+                if time.monotonic() - scanned > SCAN_SECONDS:
+                    board.index.scan()
+                    compact_one(board.index)
+                    scanned = time.monotonic()
+                else:
+                    board.index.poll()
+                if watch:
+                    watch.look(board.index)
+            except Exception:
+                log.exception("scanning %s failed; it goes on", board.index.root)
+            stop.wait(POLL_SECONDS)
+
+    thread = threading.Thread(target=follow, name="moonlet-board-scan", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def serve(
+    root: Path,
+    host: str = "127.0.0.1",
+    port: int = 6060,
+    token: str | None = None,
+    tls: tuple[Path | None, Path | None] = (None, None),
+    hosts: list[str] | None = None,
+    rules: Path | None = None,
+) -> None:
+    """Serve until interrupted. Raises ValueError for an address that only a token makes safe, or half a TLS pair."""
+    loopback = host == "localhost" or _is_loopback(host)
+    if not loopback and not token:
+        raise ValueError(f"--host {host} lets other machines in: give --token too, or listen on 127.0.0.1")
+    if (tls[0] is None) != (tls[1] is None):
+        raise ValueError("--tls-cert and --tls-key belong together: give both or none")
+    names = {host_name(name) for name in [*(hosts or []), f"[{host}]" if ":" in host else host]}
+    if not loopback:
+        names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
+    app, board = make_app(root, token, names, tls[0] is not None, scan=False)
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+    except OSError as error:
+        raise ValueError(f"cannot listen on {host}:{port} ({error.strerror}): choose another --port") from error
+    scheme = "https" if tls[0] else "http"
+    query = f"/?token={token}" if token else "/"
+    print(f"moonlet board: {root} on {scheme}://{host}:{bound.getsockname()[1]}{query}", file=sys.stderr, flush=True)
+    settings: dict[str, Any] = {"ssl_certfile": tls[0], "ssl_keyfile": tls[1]} if tls[0] else {}
+    config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, **settings)
+    with following(board, rules):
+        uvicorn.Server(config).run(sockets=[bound])
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
