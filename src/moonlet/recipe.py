@@ -41,6 +41,9 @@ class Data(Section):
 
 class Tokenizer(Section):
     vocab_size: int = Field(2048, ge=512, le=200_000, description="tokens, the 16 special ones included")
+    pattern: Literal["digits", "published"] = Field(
+        "digits", description="how text is split first: digits one by one, or as the published Kimi tokenizer does"
+    )
 
 
 class Chat(Section):

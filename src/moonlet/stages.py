@@ -17,6 +17,7 @@ import torch
 
 from moonlet.chat import chat_template
 from moonlet.data import drills, stdlib_text
+from moonlet.data.presplit import PATTERNS
 from moonlet.data.shards import Loader, Rows
 from moonlet.data.tiny_world import World
 from moonlet.data.tokenizer import Tokenizer
@@ -137,7 +138,8 @@ def tokenizer(c: Context) -> Record:
     """Train the BPE, then encode and pack everything the training stages read."""
     r, seed = c.recipe, c.recipe.run.seed
     texts = documents(c)
-    made = corpus.train_tokenizer(texts["training"], c.world, r.tokenizer.vocab_size, seed)
+    pattern = PATTERNS[r.tokenizer.pattern]
+    made = corpus.train_tokenizer(texts["training"], c.world, r.tokenizer.vocab_size, seed, pattern)
     made.save(c.folder / "tokenizer", chat_template=chat_template())
     words = drills.lower_case_words(texts["training"])
     practice = drills.drills(c.world, seed, r.data.drills) + dictations(c.world, words, seed, r.data.dictations)

@@ -1,18 +1,11 @@
 """Byte-level BPE: trained with Hugging Face `tokenizers`, encoded with `tiktoken` on the same ranks (about ten times
-faster), saved as a `tokenizer.json` that both give the same ids for.
+faster), saved as a `tokenizer.json` that both give the same ids for (`bpe.py` says why).
 
-Ids 0..255 are the single bytes, then the merges by rank, and the last 16 ids are the special tokens. The pre-split
-pattern follows Kimi's (Han runs apart; a word takes one leading space or symbol), with two changes: digits stand one by
-one, because small models then learn arithmetic, and whitespace comes in runs of at most 64, because an unbounded
-run with a lookahead overflows the stack of tiktoken's regex engine at a million spaces.
+A tokenizer trained here has the single bytes as ids 0..255, then the merges by rank; the last 16 ids are the special
+tokens. How text is split first is one of two patterns (`presplit.py`). Published Kimi vocabularies are read from their
+`tiktoken.model` (`tiktoken_file.py`), and one trained with the published pattern can be written as such a file.
 
-Both engines give the same ids for every input, and this can be proved. BPE of a run of tokens does not depend on what
-stands around it, because no merge ever crossed its ends. If BPE with lower ranks turns the bytes of each token into
-exactly two parts, then wherever a token is made, it is made from those two parts; no merge makes a pair of lower rank
-than its own, since such a pair would have been merged before; and two merges into one token never overlap. So one merge
-a token says all, however an engine breaks ties. `_live` keeps the tokens that satisfy the condition.
-
-Left out: normalisation, BPE dropout, reading another project's tokenizer files.
+Left out: normalisation, BPE dropout, reading another project's tokenizer.json.
 """
 
 import codecs
@@ -23,19 +16,11 @@ from typing import Any, Protocol
 
 import tiktoken
 
+from moonlet.data import bpe, presplit, tiktoken_file
+from moonlet.data.presplit import PATTERN, PUBLISHED_PATTERN
 from moonlet.errors import InputError
 from moonlet.files import write_atomic, write_json
 
-PATTERN = (
-    r"\p{Han}+"
-    r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}&&[^\p{Han}\p{Lu}]][\p{L}\p{M}&&[^\p{Han}]]*"
-    r"|\p{Lu}[\p{L}\p{M}&&[^\p{Han}]]*"
-    r"|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s{0,64}[\r\n]+"
-    r"|\s{1,64}(?!\S)"
-    r"|\s"
-)
 SPECIALS = ("[BOS]", "[EOS]", "<|end_of_msg|>", "<|open|>", "<|close|>", "<|sep|>", "[UNK]", "[PAD]") + tuple(
     f"<|reserved_token_{n}|>" for n in range(8)
 )
@@ -60,7 +45,7 @@ class Tokenizer:
     """Text to ids and back. `vocab_size` counts the specials; `special` maps their names to ids."""
 
     def __init__(self, ranks: Sequence[bytes], pattern: str = PATTERN, specials: Sequence[str] = SPECIALS) -> None:
-        """`ranks`: the token bytes in id order, the 256 single bytes first."""
+        """`ranks`: the token bytes in id order, the 256 single bytes among them. The specials' ids follow."""
         self.ranks = list(ranks)
         self.pattern = pattern
         self.special = {name: len(self.ranks) + n for n, name in enumerate(specials)}
@@ -76,7 +61,9 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of plain text: text that spells a special token is ordinary text. Lone surrogates become U+FFFD."""
-        return self._encoding.encode_ordinary(text)
+        if self.pattern == PATTERN:
+            return self._encoding.encode_ordinary(text)
+        return [number for part in presplit.cut(text) for number in self._encoding.encode_ordinary(part)]
 
     def encode_segments(self, segments: Iterable[SegmentLike]) -> list[int]:
         """The ids of rendered segments, each encoded on its own; only `special` segments give special ids."""
@@ -127,21 +114,41 @@ class Tokenizer:
         """
         folder = Path(folder)
         write_json(folder / "tokenizer.json", self.hugging_face())
-        names = {"bos_token": "[BOS]", "eos_token": "[EOS]", "unk_token": "[UNK]", "pad_token": "[PAD]"}
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-        write_json(folder / "tokenizer_config.json", config | {k: v for k, v in names.items() if v in self.special})
+        write_json(folder / "tokenizer_config.json", config | tiktoken_file.roles(self.special))
         if chat_template is not None:
             write_atomic(folder / "chat_template.jinja", chat_template)
 
+    def save_tiktoken(self, folder: str | Path, chat_template: str | None = None) -> None:
+        """Write `folder` as the Kimi repositories hold a tokenizer: tiktoken.model and its tokenizer_config.json.
+
+        As `save` otherwise, and not into the same folder: each has its own tokenizer_config.json. Raises InputError
+        under another pattern than the published one, for the readers of such a folder split by that.
+        """
+        if self.pattern != PUBLISHED_PATTERN:
+            raise InputError(
+                "tiktoken.model is read with the published pattern and this tokenizer has another: "
+                'train one with tokenizer.pattern = "published", or write tokenizer.json'
+            )
+        tiktoken_file.write(Path(folder), self.ranks, self.special)
+        if chat_template is not None:
+            write_atomic(Path(folder) / "chat_template.jinja", chat_template)
+
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizer":
-        """Read `folder`/tokenizer.json as `save` writes it. Raises InputError when it is missing or of another kind."""
+        """Read `folder`/tokenizer.json as `save` writes it, or, where there is none, the published tiktoken.model.
+
+        Raises InputError when neither is there or what is there is of another kind.
+        """
         path = Path(folder) / "tokenizer.json"
+        if not path.is_file() and (Path(folder) / tiktoken_file.NAME).is_file():
+            ranks, specials = tiktoken_file.read(Path(folder))
+            return cls(ranks, PUBLISHED_PATTERN, specials)
         try:
             saved = json.loads(path.read_text("utf-8"))
         except OSError as error:
             raise InputError(f"cannot read {path} ({error.strerror}): give a folder that holds a tokenizer") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path} is not valid JSON ({error}): write it again or fetch it again") from error
         try:
             return cls._from_hugging_face(saved)
@@ -159,7 +166,7 @@ class Tokenizer:
             return [self.special[text]]
         ids = self._cache.get(text)
         if ids is None:
-            ids = self._encoding.encode_ordinary(text)
+            ids = self.encode(text)
             if len(text) <= CACHED_LENGTH:
                 if len(self._cache) >= CACHED_SEGMENTS:
                     self._cache.clear()
@@ -177,18 +184,16 @@ class Tokenizer:
 
     def hugging_face(self) -> dict[str, Any]:
         """The content of tokenizer.json."""
-        spell = ["".join(BYTE_TO_CHAR[byte] for byte in token) for token in self.ranks]
-        merges = []
-        for left, right in _merges(self.ranks):
-            merges.append(["".join(BYTE_TO_CHAR[byte] for byte in part) for part in (left, right)])
-        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        merges = [[bpe.spell(left), bpe.spell(right)] for left, right in bpe.merges(self.ranks)]
         byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
         split = {"type": "Split", "pattern": {"Regex": self.pattern}, "behavior": "Isolated", "invert": False}
         return {
             "version": "1.0",
             "truncation": None,
             "padding": None,
-            "added_tokens": [{"id": number, "content": name, **flags} for name, number in self.special.items()],
+            "added_tokens": [
+                {"id": number, "content": name, **tiktoken_file.FLAGS} for name, number in self.special.items()
+            ],
             "normalizer": None,
             "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
             "post_processor": None,
@@ -201,8 +206,8 @@ class Tokenizer:
                 "end_of_word_suffix": None,
                 "fuse_unk": False,
                 "byte_fallback": False,
-                "ignore_merges": False,
-                "vocab": {text: rank for rank, text in enumerate(spell)},
+                "ignore_merges": len(merges) < len(self.ranks) - 256,
+                "vocab": {bpe.spell(token): rank for rank, token in enumerate(self.ranks)},
                 "merges": merges,
             },
         }
@@ -211,16 +216,23 @@ class Tokenizer:
     def _from_hugging_face(cls, saved: dict[str, Any]) -> "Tokenizer":
         model, split = saved["model"], saved["pre_tokenizer"]["pretokenizers"][0]
         spelt = sorted(model["vocab"].items(), key=lambda item: item[1])
-        ranks = [bytes(CHAR_TO_BYTE[char] for char in text) for text, _ in spelt]
-        if [rank for _, rank in spelt] != list(range(len(ranks))) or ranks[:256] != SINGLE_BYTES:
-            raise ValueError("the ids are not the 256 bytes followed by merges without a gap")
-        # One merge a token, in rank order: what makes tiktoken's ids equal to those of the file's own engine.
-        if [left + right for left, right in model["merges"]] != [text for text, _ in spelt[256:]]:
-            raise ValueError("the merges do not spell the vocabulary one by one")
+        ranks = [bpe.unspell(text) for text, _ in spelt]
+        if [rank for _, rank in spelt] != list(range(len(ranks))) or not set(bpe.SINGLE_BYTES) <= set(ranks):
+            raise ValueError("the ids are not those of a gapless vocabulary with the 256 single bytes")
+        if max(map(len, ranks)) > bpe.LONGEST_TOKEN:
+            raise ValueError(f"a token has more than {bpe.LONGEST_TOKEN} bytes")
+        # What makes tiktoken's ids equal to those of the file's own engine.
+        if model["merges"] != [[bpe.spell(left), bpe.spell(right)] for left, right in bpe.merges(ranks)]:
+            raise ValueError("the merges are not those that make the vocabulary")
+        if len(model["merges"]) < len(ranks) - 256 and not model["ignore_merges"]:
+            raise ValueError("ignore_merges is off, but tokens without a merge need it")
         added = sorted(saved["added_tokens"], key=lambda token: token["id"])
         if [token["id"] for token in added] != list(range(len(ranks), len(ranks) + len(added))):
             raise ValueError("the special ids do not follow the ranks without a gap")
-        return cls(ranks, split["pattern"]["Regex"], [token["content"] for token in added])
+        names = [token["content"] for token in added]
+        if len(set(names)) < len(names):
+            raise ValueError("two special tokens have one name")
+        return cls(ranks, split["pattern"]["Regex"], names)
 
 
 class TokenStream:
@@ -244,8 +256,8 @@ class TokenStream:
         return [(text, False)] if text else []
 
 
-def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Learn a vocabulary of `vocab_size` ids (256 bytes, merges, 16 specials) from `texts`.
+def train(texts: Iterable[str], vocab_size: int, pattern: str = PATTERN) -> Tokenizer:
+    """Learn a vocabulary of `vocab_size` ids (256 bytes, merges, 16 specials) from `texts`, split by `pattern`.
 
     Raises InputError when the size is below 272 or the text is too little for it. The same texts in the same order
     give the same tokenizer.
@@ -260,65 +272,22 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     learner = HuggingFaceTokenizer(models.BPE())
     learner.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(PATTERN), "isolated"),
+            pre_tokenizers.Split(Regex(pattern), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     learner.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=wanted + 16,  # a few to spare, should `_live` drop any
+        vocab_size=wanted + 16,  # a few to spare, should `bpe.live` drop any
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         max_token_length=LONGEST_TOKEN,
         show_progress=False,
     )
     learner.train_from_iterator(texts, trainer)
     learnt = sorted(learner.get_vocab().items(), key=lambda item: item[1])
-    ranks = _live(bytes(CHAR_TO_BYTE[char] for char in text) for text, _ in learnt)
+    ranks = bpe.live(bpe.unspell(text) for text, _ in learnt)
     if len(ranks) < wanted:
         raise InputError(
             f"vocab_size {vocab_size} is more than the text gives ({len(ranks) + len(SPECIALS)}): lower it or add text"
         )
-    return Tokenizer(ranks[:wanted])
-
-
-def _live(learnt: Iterable[bytes]) -> list[bytes]:
-    """The single bytes, then the learnt tokens that BPE with the ranks before them turns into exactly two parts."""
-    ranks = {token: rank for rank, token in enumerate(SINGLE_BYTES)}
-    for token in learnt:
-        if token not in ranks and len(_split(token, ranks)) == 2:
-            ranks[token] = len(ranks)
-    return list(ranks)
-
-
-def _merges(ranks: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
-    """The one pair that makes each token after the single bytes."""
-    numbers = {token: rank for rank, token in enumerate(ranks)}
-    merges = []
-    for token in ranks[256:]:
-        left, right = _split(token, numbers, below=numbers[token])
-        merges.append((left, right))
-    return merges
-
-
-def _split(token: bytes, ranks: dict[bytes, int], below: int | None = None) -> list[bytes]:
-    """BPE of `token` with the ranks under `below` (all of them where None)."""
-    limit = len(ranks) if below is None else below
-    parts = [token[place : place + 1] for place in range(len(token))]
-    while len(parts) > 1:
-        rank, place = min((ranks.get(parts[place] + parts[place + 1], limit), place) for place in range(len(parts) - 1))
-        if rank >= limit:
-            break
-        parts[place : place + 2] = [parts[place] + parts[place + 1]]
-    return parts
-
-
-def _byte_characters() -> dict[int, str]:
-    """GPT-2's printable stand-in for each byte, as in tokenizer.json: itself where printable, else from U+0100 up."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}
-
-
-BYTE_TO_CHAR = _byte_characters()
-CHAR_TO_BYTE = {char: byte for byte, char in BYTE_TO_CHAR.items()}
-SINGLE_BYTES = [bytes([byte]) for byte in range(256)]
+    return Tokenizer(ranks[:wanted], pattern)

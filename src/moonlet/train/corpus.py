@@ -52,7 +52,7 @@ def conversations(world: World, phase: str, count: int, seed: int) -> Iterator[l
             yield render(messages, tools)
 
 
-def train_tokenizer(training: list[str], world: World, vocab_size: int, seed: int) -> Tokenizer:
+def train_tokenizer(training: list[str], world: World, vocab_size: int, seed: int, pattern: str) -> Tokenizer:
     """BPE on the documents and on the ordinary text of some conversations, so that markup is short.
 
     Invented names are shown syllable by syllable: left whole, those of the training text would become tokens of their
@@ -73,7 +73,7 @@ def train_tokenizer(training: list[str], world: World, vocab_size: int, seed: in
         for segments in conversations(world, "tool", 2000, seed):
             yield from (apart(s.text) for s in segments if not s.special)
 
-    return tokenizers.train(texts(), vocab_size)
+    return tokenizers.train(texts(), vocab_size, pattern)
 
 
 def encode_pieces(tokenizer: Tokenizer, pieces: list[Piece]) -> tuple[list[int], list[int]]:
