@@ -201,18 +201,20 @@ def run_id(folder: str) -> str:
 
 
 def discover(root: Path) -> list[str]:
-    """Folders of runs, relative to the root; "" when the root is one. Links are not followed."""
+    """Folders of runs, relative to the root; "" when the root is one. Runs may lie in runs. Links are not followed."""
     found, waiting = [], [("", 0)]
     while waiting:
         folder, depth = waiting.pop()
         try:
-            entries = [entry for entry in os.scandir(root / folder) if entry.is_dir(follow_symlinks=False)]
+            with os.scandir(root / folder) as entries:
+                names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
         except OSError:
             continue
-        if any(entry.name == "metrics" for entry in entries) and metric_files(root / folder):
+        if "metrics" in names and metric_files(root / folder):
             found.append(folder)
-        elif depth < DEPTH:
-            waiting += [(os.path.join(folder, e.name), depth + 1) for e in entries if not e.name.startswith(".")]
+        if depth < DEPTH:
+            inner = (name for name in names if name != "metrics" and not name.startswith("."))
+            waiting += [(os.path.join(folder, name), depth + 1) for name in inner]
     return found
 
 

@@ -26,7 +26,7 @@ import time
 import warnings
 import weakref
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any, Self
@@ -63,6 +63,8 @@ class Run(Media):
         self.config, self.summary = Fields(self, "config"), Fields(self, "summary")
         self.step = -1  # of the last row that was logged
         self._closed = self._warned = False
+        self._done = threading.Event()  # set by close
+        self.before_close: list[Callable[[], None]] = []
         self._lock = threading.Lock()
         self._about = {"name": name, "tags": list(tags), "notes": notes}
         self._start()
@@ -219,6 +221,17 @@ class Run(Media):
             self._empty_tail()
             self._write(f.event({**fields, **more, "data": data}, blob))
 
+    def watch(self, system: float | None = 10.0, code: bool = True, console: bool = False) -> None:
+        """Log the machine's state every `system` seconds, which code runs, and with `console` what Python prints."""
+        from moonlet.tracker import system as machine
+
+        if code:
+            self.event("code", data=machine.code())
+        if system:
+            machine.watch(self, system)
+        if console:
+            machine.console(self)
+
     def alert(self, title: str, text: str = "", level: str = "warning") -> None:
         """A line for the page's list of alerts."""
         self.event("alert", data={"title": title, "text": text, "level": level})
@@ -234,6 +247,9 @@ class Run(Media):
 
     def close(self, exit: str | None = None) -> None:
         """Write what is left and close. `exit`: why, when it was no success. Calling it again does nothing."""
+        while self.before_close:
+            self.before_close.pop()()
+        self._done.set()
         with self._lock:
             if self._closed or self._forked:
                 self._closed = True
@@ -255,6 +271,14 @@ class Run(Media):
         _open.discard(self)
 
     finish = close
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def wait_closed(self, seconds: float) -> bool:
+        """Wait until the run is closed, at most so long; returns whether it is."""
+        return self._done.wait(seconds)
 
     def __enter__(self) -> Self:
         return self
