@@ -1,39 +1,185 @@
-"""Operations on a decoding cache (model.Cache): pick rows, put rows back, repeat one row, make room for more tokens."""
+"""The hybrid cache of all live sequences: MLA latents in pages, one KDA state a sequence, and snapshots of both.
 
-from torch import Tensor
+A page holds `PAGE` tokens' latents of all MLA layers; sequences and snapshots that share a prefix share its pages, and
+whoever is about to write into a shared page gets its own copy first. A state row holds S and the convolution tail of
+all KDA layers: fixed in size, so a snapshot copies it. Both lie in arenas whose memory the system commits when it is
+first touched; everything in use, snapshots too, counts against one budget of bytes. fp32, as the decoder computes.
+`prefix.py` says which snapshots are kept and found. Left out: states in fewer bits, and pages moved to a disk.
+"""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from moonlet.engine.packed import Memory, StateC
+from moonlet.errors import InputError
 from moonlet.model.kda import KDAState
+from moonlet.model.kernels.native import pointer
 from moonlet.model.mla import MLAState
-from moonlet.model.model import Cache
+from moonlet.model.model import Cache, Model
+
+PAGE = 64  # tokens; a multiple of 8 keeps the decoder's sums in one order
+MOST_SNAPSHOTS = 4096
 
 
-def select(cache: Cache, rows: Tensor) -> Cache:
-    """A copy of the given rows; a single-row cache may be repeated by rows = zeros(n)."""
-    layers: list[KDAState | MLAState] = []
-    for layer in cache.layers:
-        if isinstance(layer, KDAState):
-            layers.append(KDAState(layer.S[rows], layer.conv[rows]))
+@dataclass(eq=False)
+class Held:
+    """What a sequence or a snapshot holds: a state row, pages in order, and how many tokens they have taken up."""
+
+    row: int
+    pages: list[int]
+    length: int
+
+
+class Pool:
+    """Pages and state rows for at most `sequences` live sequences of `context` tokens, within `budget` bytes."""
+
+    def __init__(self, model: Model, sequences: int, context: int, budget: int) -> None:
+        """InputError where the budget does not hold one sequence of 2 pages."""
+        shapes = model.new_cache(1, PAGE).layers
+        sizes = [n.S.numel() + n.conv.numel() if isinstance(n, KDAState) else n.latents.numel() for n in shapes]
+        kinds = [isinstance(layer, KDAState) for layer in shapes]
+        self.shapes, self.offsets = shapes, [sum(s for s, k in zip(sizes[:i], kinds) if k == kinds[i])
+                                             for i in range(len(shapes))]  # fmt: skip
+        state = sum(s for s, kda in zip(sizes, kinds) if kda)
+        page = sum(s for s, kda in zip(sizes, kinds) if not kda)
+        self.state_bytes, self.page_bytes, self.budget, self.used = 4 * state, 4 * page, budget, 0
+        count = (budget - self.state_bytes) // self.page_bytes if page else 0
+        if budget < self.state_bytes + 2 * self.page_bytes:
+            least = self.state_bytes + 2 * self.page_bytes
+            raise InputError(f"a cache of {budget} bytes holds no sequence: give at least {least}")
+        self.context = min(context, count * PAGE) if page else context
+        snapshots = min(MOST_SNAPSHOTS, budget // max(1, self.state_bytes))
+        self.states = torch.empty(sequences + snapshots, state)
+        self.pages = torch.empty(count, page)
+        self.free_rows, self.free_snapshots = [*range(sequences)][::-1], [*range(sequences, len(self.states))][::-1]
+        self.free_pages, self.users = [*range(count)][::-1], [0] * count
+        self.table = torch.zeros(sequences, max(1, -(-self.context // PAGE)), dtype=torch.int32)
+        self.memory = self.as_memory(sequences)
+
+    def as_memory(self, sequences: int) -> Memory:
+        """The arenas as the native decoder sees them."""
+        states = (StateC * len(self.shapes))()
+        for state, layer, offset in zip(states, self.shapes, self.offsets):
+            arena = self.states if isinstance(layer, KDAState) else self.pages
+            state.memory, state.memory_row = (pointer(arena).value or 0) + 4 * offset, arena.stride(0)
+            if isinstance(layer, KDAState):
+                state.conv, state.conv_row = state.memory + 4 * layer.S.numel(), arena.stride(0)
+        return Memory(states, torch.zeros(sequences, dtype=torch.long), self.table, PAGE)
+
+    def open(self, snapshot: Held | None = None) -> Held | None:
+        """A new sequence, empty or going on from a snapshot; None where no row or no memory is left."""
+        if not self.free_rows or self.used + self.state_bytes > self.budget:
+            return None
+        held = Held(self.free_rows.pop(), [], 0)
+        self.used += self.state_bytes
+        if snapshot is None:
+            self.states[held.row].zero_()
         else:
-            layers.append(MLAState(layer.latents[rows]))
-    return Cache(layers, cache.lengths[rows])
+            self.states[held.row].copy_(self.states[snapshot.row])
+            self.share(snapshot, held)
+            self.table[held.row, : len(held.pages)] = torch.tensor(held.pages, dtype=torch.int32)
+        self.memory.lengths[held.row] = held.length
+        return held
 
+    def grow(self, held: Held, tokens: int) -> bool:
+        """Make the next `tokens` places of a sequence its own to write; False, and nothing done, without memory."""
+        if not self.page_bytes:
+            return True
+        last = held.length // PAGE  # the page that is written first
+        copied = last < len(held.pages) and self.users[held.pages[last]] > 1
+        new = max(0, -(-(held.length + tokens) // PAGE) - len(held.pages))
+        if (new or copied) and not self.fits(new + copied):
+            return False
+        if copied:
+            own = self.take_page()
+            self.pages[own].copy_(self.pages[held.pages[last]])
+            self.drop_page(held.pages[last])
+            held.pages[last] = own
+            self.table[held.row, last] = own
+        for _ in range(new):
+            held.pages.append(self.take_page())
+            self.table[held.row, len(held.pages) - 1] = held.pages[-1]
+        return True
 
-def put(cache: Cache, rows: Tensor, part: Cache) -> None:
-    """Write `part` (as many rows as `rows`) back into `cache`."""
-    for layer, new in zip(cache.layers, part.layers):
-        if isinstance(layer, KDAState) and isinstance(new, KDAState):
-            layer.S = layer.S.index_copy(0, rows, new.S)
-            layer.conv = layer.conv.index_copy(0, rows, new.conv)
-        elif isinstance(layer, MLAState) and isinstance(new, MLAState):
-            layer.latents.index_copy_(0, rows, new.latents)
-    cache.lengths = cache.lengths.index_copy(0, rows, part.lengths)
+    def snapshot(self, held: Held) -> Held | None:
+        """A copy of the state and a share of the pages as they are now; None without memory."""
+        if not self.free_snapshots or self.used + self.state_bytes > self.budget:
+            return None
+        saved = Held(self.free_snapshots.pop(), [], 0)
+        self.used += self.state_bytes
+        self.states[saved.row].copy_(self.states[held.row])
+        self.share(held, saved)
+        return saved
 
+    def rewind(self, held: Held, state: torch.Tensor, length: int) -> None:
+        """Back to a copy of the state row, taken when the sequence had `length` tokens."""
+        self.states[held.row].copy_(state)
+        held.length = length
+        self.memory.lengths[held.row] = length
 
-def reserve(cache: Cache, tokens: int) -> None:
-    """Room for at least `tokens` tokens a row; grows by half at least, so the copies stay few."""
-    for layer in cache.layers:
-        if isinstance(layer, MLAState) and layer.latents.shape[1] < tokens:
-            B, S, R = layer.latents.shape
-            grown = layer.latents.new_zeros(B, max(tokens, S + S // 2), R)
-            grown[:, :S] = layer.latents
-            layer.latents = grown
+    def release(self, held: Held) -> None:
+        """Give back what a sequence or a snapshot holds."""
+        for page in held.pages:
+            self.drop_page(page)
+        live = held.row < len(self.table)
+        (self.free_rows if live else self.free_snapshots).append(held.row)
+        self.used -= self.state_bytes
+        held.pages = []
+
+    def share(self, giver: Held, taker: Held) -> None:
+        taker.length = giver.length
+        taker.pages = giver.pages[: -(-giver.length // PAGE)]
+        for page in taker.pages:
+            self.users[page] += 1
+
+    def fits(self, pages: int) -> bool:
+        return pages <= len(self.free_pages) and self.used + pages * self.page_bytes <= self.budget
+
+    def take_page(self) -> int:
+        page = self.free_pages.pop()
+        self.users[page] = 1
+        self.used += self.page_bytes
+        return page
+
+    def drop_page(self, page: int) -> None:
+        self.users[page] -= 1
+        if not self.users[page]:
+            self.free_pages.append(page)
+            self.used -= self.page_bytes
+
+    def gather(self, sequences: Sequence[Held], room: int) -> Cache:
+        """The sequences as a cache of one tensor a layer, with room for more tokens: for a model without kernels."""
+        at = torch.tensor([held.row for held in sequences])
+        longest = max(held.length for held in sequences) + room
+        layers: list[KDAState | MLAState] = []
+        for layer, offset in zip(self.shapes, self.offsets):
+            if isinstance(layer, KDAState):
+                middle = offset + layer.S.numel()
+                S, conv = self.states[at, offset:middle], self.states[at, middle : middle + layer.conv.numel()]
+                layers.append(KDAState(S.view(-1, *layer.S.shape[1:]), conv.view(-1, *layer.conv.shape[1:])))
+            else:
+                latents = torch.zeros(len(sequences), longest, layer.latents.shape[2])
+                for row, held in zip(latents, sequences):
+                    row[: held.length] = self.latents(held, layer, offset)[: held.length]
+                layers.append(MLAState(latents))
+        return Cache(layers, torch.tensor([held.length for held in sequences]))
+
+    def scatter(self, sequences: Sequence[Held], cache: Cache) -> None:
+        """Write the tokens that `cache` has more than the sequences, and its states, back into the arenas."""
+        at = torch.tensor([held.row for held in sequences])
+        for old, new, offset in zip(self.shapes, cache.layers, self.offsets):
+            if isinstance(old, KDAState) and isinstance(new, KDAState):
+                middle = offset + old.S.numel()
+                self.states[at, offset:middle] = new.S.flatten(1)
+                self.states[at, middle : middle + old.conv.numel()] = new.conv.flatten(1)
+            elif isinstance(old, MLAState) and isinstance(new, MLAState):
+                for row, held, end in zip(new.latents, sequences, cache.lengths.tolist()):
+                    for place in range(held.length, end):
+                        page = self.pages[held.pages[place // PAGE], offset : offset + old.latents.numel()]
+                        page.view(PAGE, -1)[place % PAGE] = row[place]
+        self.memory.lengths[at] = cache.lengths
+
+    def latents(self, held: Held, layer: MLAState, offset: int) -> torch.Tensor:
+        return self.pages[held.pages, offset : offset + layer.latents.numel()].view(-1, layer.latents.shape[2])

@@ -1,32 +1,33 @@
 """The engine as programs see it: messages in, a reply (whole or streamed) out.
 
-One model, many callers: each `next()` of a stream advances its own sequence by one token when its turn comes, so
-streams from several threads share the machine token by token. Closing a stream frees its cache. Left out: continuous
-batching of streams (each sequence steps alone); rl and evals batch through `generate`.
+Any number of threads may hold streams at once: all go through one scheduler, token by token in one batch. What has
+piled up while a caller was busy comes as one piece. Closing a stream, or dropping it, frees its place within a step.
 """
 
+import queue
 import random
-import threading
 import uuid
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from moonlet.chat.parse import StreamParser
-from moonlet.chat.xtml import END, render
-from moonlet.engine.generate import Decoder, Sampling, pick
+from moonlet.chat.parse import Event, StreamParser
+from moonlet.chat.xtml import CLOSE, END, OPEN, SEP, render
+from moonlet.engine.generate import Decoder
 from moonlet.engine.load import load
+from moonlet.engine.request import Limits, Request, Thinking
+from moonlet.engine.sampling import Picked, SamplingParams, StopStrings
+from moonlet.engine.scheduler import Scheduler
 from moonlet.errors import InputError
+
+TURN = 0.1  # seconds after which a stream that waits gives its caller a turn
 
 
 @dataclass
 class Reply:
-    """One assistant turn. finish_reason: stop, length or tool_calls."""
+    """One assistant turn. finish_reason: stop, length or tool_calls. cached_tokens: of the prompt, not computed again.
+    logprobs (where asked for): an entry in OpenAI's form for every token of the turn, markup too."""
 
     content: str = ""
     reasoning_content: str = ""
@@ -34,6 +35,8 @@ class Reply:
     finish_reason: str = "stop"
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
 
     def message(self) -> dict[str, Any]:
         """The turn as a message to append to the conversation."""
@@ -44,118 +47,97 @@ class Reply:
         return out
 
 
-class Turns:
-    """A lock that is given in the order of asking, so that no stream waits while another takes two steps."""
-
-    def __init__(self) -> None:
-        self.guard = threading.Lock()
-        self.waiting: deque[threading.Event] = deque()  # the first one has the lock
-
-    def __enter__(self) -> None:
-        mine = threading.Event()
-        with self.guard:
-            self.waiting.append(mine)
-            if self.waiting[0] is mine:
-                mine.set()
-        try:
-            mine.wait()
-        except BaseException:  # Ctrl-C while waiting
-            self.leave(mine)
-            raise
-
-    def __exit__(self, *_: object) -> None:
-        self.leave(self.waiting[0])
-
-    def leave(self, place: threading.Event) -> None:
-        with self.guard:
-            self.waiting.remove(place)
-            if self.waiting:
-                self.waiting[0].set()
-
-
 class Engine:
     """A loaded model folder; `chat` and `stream` are its two verbs."""
 
-    def __init__(self, folder: str | Path, threads: int = 1) -> None:
+    def __init__(self, folder: str | Path, limits: Limits | None = None) -> None:
         self.model, tokenizer = load(folder)
         if tokenizer is None:
             raise InputError(f"{folder} has no tokenizer.json; add the tokenizer of the run to the model folder")
         self.tokenizer = tokenizer
-        self.decoder = Decoder(self.model)
+        self.scheduler = Scheduler(Decoder(self.model), limits or Limits())
         path = Path(folder).resolve()
         self.name = path.parent.name if path.name == "model" else path.name  # runs/NAME/model is NAME
-        self.context_length = self.model.config.max_position_embeddings
+        self.context_length = self.scheduler.pool.context
         self.stop = tokenizer.special[END]
-        self.threads = threads
-        self.turns = Turns()
 
     def stream(
         self,
         messages: Sequence[dict[str, Any]],
         tools: Sequence[dict[str, Any]] | None = None,
         *,
-        max_tokens: int = 256,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        seed: int | None = None,
         thinking: bool = True,
+        priority: int = 0,
+        **asked: Any,
     ) -> Iterator[dict[str, Any]]:
-        """Yield {"reasoning_content"}, {"content"}, {"tool_call"} pieces, {} after a token that gave none, and last
-        {"finish_reason", "prompt_tokens", "completion_tokens"}.
+        """Yield {"reasoning_content"}, {"content"}, {"tool_call"}, {"logprobs"} pieces, {} where there is none yet, and
+        last {"finish_reason", "prompt_tokens", "completion_tokens", "cached_tokens"}.
 
-        InputError (before the first piece) for a prompt that leaves no room in the context.
+        `asked`: fields of SamplingParams; a stop string is looked for in the content alone. Requests of a lower
+        `priority` go first. InputError (before the first piece) for a value out of bounds and for a prompt that leaves
+        no room in the context; Busy when too many wait.
         """
         segments = render(messages, tools, thinking=thinking, add_generation_prompt=True)
         prompt = self.tokenizer.encode_segments(segments)
-        if len(prompt) + 1 > self.context_length:
+        room = self.context_length - len(prompt)
+        if room < 1:
             raise InputError(f"prompt has {len(prompt)} tokens, the context holds {self.context_length}; shorten it")
-        sampling = Sampling(temperature, top_p, min(max_tokens, self.context_length - len(prompt)))
-        return self._pieces(prompt, tools, sampling, random.getrandbits(63) if seed is None else seed, thinking)
+        params = SamplingParams(**{**asked, "max_tokens": min(asked.get("max_tokens") or 256, room)})
+        seed = random.getrandbits(63) if params.seed is None else params.seed % 2**64
+        stop = frozenset([self.stop, *params.stop_token_ids])
+        request = Request(prompt, params, seed, stop, self.thinking(params, thinking), priority)
+        self.scheduler.submit(request)
+        return self._pieces(request, StreamParser(thinking, tools or []))
 
-    def _pieces(
-        self, prompt: list[int], tools: Any, sampling: Sampling, seed: int, thinking: bool
-    ) -> Iterator[dict[str, Any]]:
-        parser, pieces = StreamParser(thinking, tools or []), self.tokenizer.stream()
-        finish, made, called = "length", 0, False
+    def thinking(self, params: SamplingParams, thinking: bool) -> Thinking | None:
+        """What a thinking budget means in this model's markup."""
+        if params.thinking_budget is None or not thinking:
+            return None
+        special = self.tokenizer.special
+        close = [special[CLOSE], *self.tokenizer.encode("think"), special[SEP]]
+        return Thinking(params.thinking_budget, close, frozenset([special[OPEN], special[CLOSE]]))
 
-        def events(found: list) -> Iterator[dict[str, Any]]:
-            nonlocal called
-            for kind, value in found:
-                if kind == "tool_call":
-                    called = True
-                    value = {**value, "id": f"call_{uuid.uuid4().hex[:24]}"}
-                yield {kind: value}
+    def _pieces(self, request: Request, parser: StreamParser) -> Iterator[dict[str, Any]]:
+        pieces, stops = self.tokenizer.stream(), StopStrings(request.asked.stop)
+        made, called, finish = 0, False, None
+        try:
+            while finish is None:
+                out: list[dict[str, Any]] = []
+                for one in arrived(request.out):
+                    if isinstance(one, Exception):
+                        raise one
+                    if isinstance(one, str):
+                        finish = one
+                        events = [event for piece in pieces.flush() for event in parser.feed(*piece)] + parser.finish()
+                    else:
+                        made += 1
+                        events = [event for piece in pieces.push(one.token) for event in parser.feed(*piece)]
+                        if request.asked.logprobs:
+                            out.append({"logprobs": [self.logprobs(one)]})
+                    for event in events:
+                        called |= event[0] == "tool_call"
+                        out += cut(event, stops)
+                    if stops.found:
+                        finish = "stop"
+                        break
+                yield from merged(out) or [{}]
+            if rest := stops.flush():
+                yield {"content": rest}
+        finally:
+            self.scheduler.cancel(request)
+        finish = "tool_calls" if called and finish == "stop" else finish
+        usage = {"prompt_tokens": len(request.prompt), "completion_tokens": made}
+        yield {"finish_reason": finish, **usage, "cached_tokens": request.cached_tokens or 0}
 
-        for token in self._tokens(prompt, sampling, seed):
-            made += 1
-            if token == self.stop:
-                finish = "stop"
-            for text, special in pieces.push(token):
-                yield from events(parser.feed(text, special))
-            if finish == "stop":
-                break
-            yield {}  # markup only: the caller still gets its turn, and can close the stream
-        for text, special in pieces.flush():
-            yield from events(parser.feed(text, special))
-        yield from events(parser.finish())
-        if called and finish == "stop":
-            finish = "tool_calls"
-        yield {"finish_reason": finish, "prompt_tokens": len(prompt), "completion_tokens": made}
+    def logprobs(self, picked: Picked) -> dict[str, Any]:
+        """OpenAI's entry for one token."""
 
-    def _tokens(self, prompt: list[int], sampling: Sampling, seed: int) -> Iterator[int]:
-        """Tokens of one sequence, one a `next()`."""
-        random_numbers = np.random.default_rng(seed)
-        cache, queue = None, prompt
-        for _ in range(sampling.max_tokens):
-            with self.turns, torch.no_grad():
-                torch.set_num_threads(self.threads)
-                if cache is None:
-                    cache, logits = self.decoder.prefill([prompt], min(sampling.max_tokens, 256))
-                else:
-                    logits = self.decoder.feed(cache, [0], [queue])
-                token, _ = pick(logits, torch.tensor([random_numbers.random()]), sampling)
-            queue = [int(token)]
-            yield queue[0]
+        def entry(number: int, logprob: float) -> dict[str, Any]:
+            text, ranks = self.tokenizer.decode([number]), self.tokenizer.ranks
+            raw = ranks[number] if number < len(ranks) else text.encode()
+            return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(raw)}
+
+        return entry(picked.token, picked.logprob) | {"top_logprobs": [entry(*other) for other in picked.top]}
 
     def chat(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None = None, **how) -> Reply:
         """One whole turn; keyword arguments as `stream`."""
@@ -163,11 +145,51 @@ class Engine:
         for piece in self.stream(messages, tools, **how):
             reply.reasoning_content += piece.get("reasoning_content", "")
             reply.content += piece.get("content", "")
+            reply.logprobs += piece.get("logprobs", [])
             if "tool_call" in piece:
                 call = piece["tool_call"]
                 function = {"name": call["name"], "arguments": call["arguments"]}
                 reply.tool_calls.append({"id": call["id"], "type": "function", "function": function})
             if "finish_reason" in piece:
-                reply.finish_reason = piece["finish_reason"]
-                reply.prompt_tokens, reply.completion_tokens = piece["prompt_tokens"], piece["completion_tokens"]
+                for name, value in piece.items():
+                    setattr(reply, name, value)
         return reply
+
+
+def arrived(out: queue.SimpleQueue) -> Iterator[Picked | str | Exception]:
+    """What the scheduler has handed out by now; nothing after TURN seconds without any."""
+    try:
+        one = out.get(timeout=TURN)
+        while True:
+            yield from one if isinstance(one, list) else [one]
+            one = out.get_nowait()
+    except queue.Empty:
+        return
+
+
+def cut(event: Event, stops: StopStrings) -> list[dict[str, Any]]:
+    """An event of the parser as pieces, content only as far as no stop string can be in it."""
+    kind, value = event
+    if stops.found:
+        return []
+    if kind == "content":
+        return [{kind: text}] if (text := stops.feed(value)) else []
+    if kind == "tool_call":
+        rest = stops.flush()
+        return [{"content": rest}] * bool(rest) + [{kind: {**value, "id": f"call_{uuid.uuid4().hex[:24]}"}}]
+    return [{kind: value}]
+
+
+def merged(pieces: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Neighbours of one kind as one piece; log-probs, which belong to no kind of text, ahead."""
+    entries = [entry for piece in pieces for entry in piece.get("logprobs", [])]
+    out: list[dict[str, Any]] = [{"logprobs": entries}] if entries else []
+    for piece in pieces:
+        (kind,) = piece
+        if kind == "logprobs":
+            continue
+        if out and kind != "tool_call" and kind in out[-1]:
+            out[-1] = {kind: out[-1][kind] + piece[kind]}
+        else:
+            out.append(piece)
+    return out

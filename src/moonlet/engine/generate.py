@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moonlet.engine import cache as rows_of
+from moonlet.engine import rows as rows_of
+from moonlet.engine.cache import Held, Pool
 from moonlet.engine.packed import PackedModel, can_pack, in_rows
 from moonlet.model.model import Cache, Model
 
@@ -75,13 +76,31 @@ class Decoder:
         rows_of.reserve(cache, int(cache.lengths.max()) + longest)
         if self.packed is not None:
             return self.packed.decode(in_rows(cache), rows, queues)
-        lengths = torch.tensor([len(q) for q in queues])
-        tokens = torch.tensor([[*q, *[0] * (longest - len(q))] for q in queues])
         at = torch.tensor(rows)
         part = rows_of.select(cache, at)
-        hidden, _ = self.model.hidden(tokens, cache=part, valid=torch.arange(longest) < lengths[:, None])
+        hidden = self.plain(part, queues)
         rows_of.put(cache, at, part)
-        return self.model.lm_head(hidden[torch.arange(len(queues)), lengths - 1])
+        return self.model.lm_head(torch.stack([row[len(q) - 1] for row, q in zip(hidden, queues)]))
+
+    @torch.no_grad()
+    def extend(
+        self, pool: Pool, sequences: Sequence[Held], queues: Sequence[Sequence[int]], wanted: Sequence[int]
+    ) -> Tensor:
+        """The same for sequences of the hybrid cache, which must have room; logits [sum, vocab] after the last
+        wanted[i] tokens of each queue. The sequences' own `length` is the caller's to move."""
+        if self.packed is not None:
+            return self.packed.decode(pool.memory, [held.row for held in sequences], queues, wanted)
+        cache = pool.gather(sequences, max(len(q) for q in queues))
+        hidden = self.plain(cache, queues)
+        pool.scatter(sequences, cache)
+        return self.model.lm_head(torch.cat([row[len(q) - n : len(q)] for row, q, n in zip(hidden, queues, wanted)]))
+
+    def plain(self, cache: Cache, queues: Sequence[Sequence[int]]) -> Tensor:
+        """Without kernels: all rows of a cache as one right-padded block; hidden states [n, longest, d]."""
+        lengths = torch.tensor([len(q) for q in queues])
+        longest = int(lengths.max())
+        tokens = torch.tensor([[*q, *[0] * (longest - len(q))] for q in queues])
+        return self.model.hidden(tokens, cache=cache, valid=torch.arange(longest) < lengths[:, None])[0]
 
     def prefill(self, prompts: list[list[int]], room: int) -> tuple[Cache, Tensor]:
         """Cache of all prompts and the logits after each; the common prefix runs once."""

@@ -116,6 +116,12 @@ Buffer apply(const Matrix& m, const float* x, int N) {
     return y;
 }
 
+// Row by row, as the compiler's vectors and the rest of a loop may round differently: a row's place must not matter.
+void sigmoid_rows(float* x, int N, int width) {
+    for (int i = 0; i < N; i++, x += width)
+        for (int j = 0; j < width; j++) x[j] = fast_sigmoid(x[j]);
+}
+
 // Keeps the last width - 1 inputs of (past, x [n, C]) in past.
 void shift(float* past, const float* x, int n, int keep, int C) {
     const int old = std::max(0, keep - n);
@@ -128,7 +134,7 @@ Buffer attend(const KDA& m, const float* x, const Tokens& t, const State& s) {
     const int N = t.N, H = m.heads, K = m.head_dim, C = H * K;
     const Buffer qkv = apply(m.qkv, x, N), raw = apply(m.f_b, apply(m.f_a, x, N).get(), N);
     Buffer beta = apply(m.beta, x, N), g = buffer(N * C), q = buffer(N * C), k = buffer(N * C), v = buffer(N * C);
-    for (int i = 0; i < N * H; i++) beta[i] = fast_sigmoid(beta[i]);
+    sigmoid_rows(beta.get(), N, H);
     kda_gate_forward(raw.get(), m.dt_bias, m.A_log, g.get(), m.bounded, m.lower, N, H, K);
     Buffer o = buffer(N * C);
     for (int i = 0; i < t.count; i++) {
@@ -247,7 +253,8 @@ Buffer attend(const MLA& m, const float* x, const Tokens& t, const State& s) {
                         o.get() + h * V, H * V, N, rank, V, false);
     if (m.g.panels) {
         const Buffer gate = apply(m.g, x, N);
-        for (int i = 0; i < N * H * V; i++) o[i] *= fast_sigmoid(gate[i]);
+        sigmoid_rows(gate.get(), N, H * V);
+        for (int i = 0; i < N * H * V; i++) o[i] *= gate[i];
     }
     return apply(m.o, o.get(), N);
 }
@@ -279,7 +286,7 @@ Buffer feed_forward(const MoE& m, const float* x, int N) {
     const int E = m.experts, k = m.chosen, L = m.w1.in, I = m.w1.out;
     Buffer scores = apply(m.router, x, N), p = buffer(static_cast<size_t>(N) * k);
     std::vector<int64_t> chosen(static_cast<size_t>(N) * k), order(chosen.size()), starts(E + 1);
-    for (int i = 0; i < N * E; i++) scores[i] = fast_sigmoid(scores[i]);
+    sigmoid_rows(scores.get(), N, E);
     for (int i = 0; i < N; i++) choose(m, &scores[i * E], &chosen[i * k], &p[i * k]);
     Buffer low = m.down.panels ? apply(m.down, x, N) : nullptr, u = buffer(static_cast<size_t>(N) * L);
     Buffer joint = buffer(static_cast<size_t>(N) * k * 2 * I);

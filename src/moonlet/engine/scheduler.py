@@ -1,0 +1,335 @@
+"""Continuous batching: every live request shares each step of the decoder, in one thread.
+
+A step feeds about `step_tokens` tokens: first the next token of every request that decodes (more where a draft is
+checked or a text was forced), then chunks of prompts, all in one call, so a long prompt delays nobody by more than a
+step. Order is (priority, arrival). When memory runs short, snapshots go first, then the request that comes last in
+order gives up its place; it resumes by feeding its tokens again, and as a row's bits depend on nothing but its tokens
+(packed.py), its text is that of an undisturbed run. Drafts are checked exactly: each place is sampled from the model's
+own logits with the place's own random number, so speculation changes speed alone. After a wrong draft the KDA state
+goes back to a copy, and the right tokens are fed again with the next ones.
+
+The thread lives while there is something to do. A request's failure is its own; only the decoder's fails a whole step.
+"""
+
+import bisect
+import itertools
+import os
+import threading
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from moonlet.engine.cache import PAGE, Pool
+from moonlet.engine.generate import Decoder
+from moonlet.engine.prefix import PrefixCache
+from moonlet.engine.request import Busy, Limits, Request, Work
+from moonlet.engine.sampling import Picked, Row, choose, describe
+from moonlet.engine.speculate import Drafter
+from moonlet.errors import InputError
+
+CHUNK_END = 512  # prefill leaves a snapshot at multiples of it
+SHORTEST_JUNCTION = 16  # tokens that two prompts share beyond a hit, to be worth a snapshot
+MOST_SPECULATING = 8  # with more rows the decoder is busy with tokens that are certain
+
+
+class Scheduler:
+    """`submit` and `cancel` may be called from any thread; all else runs in the scheduler's own."""
+
+    def __init__(self, decoder: Decoder, limits: Limits) -> None:
+        config = decoder.model.config
+        self.decoder, self.limits, self.vocab_size = decoder, limits, config.vocab_size
+        self.pool = Pool(decoder.model, limits.sequences, config.max_position_embeddings, limits.memory)
+        self.cache = PrefixCache(self.pool)
+        self.threads = limits.threads or len(os.sched_getaffinity(0))
+        self.workers = ThreadPoolExecutor(self.threads, "moonlet-decode", torch.set_num_threads, (1,))
+        self.lock, self.inbox, self.alive = threading.Lock(), deque[Request](), False
+        self.arrivals = itertools.count()
+        self.waiting: list[Request] = []
+        self.running: list[Request] = []  # both in order
+        self.stuck: Request | None = None  # the first in line, when it did not fit and nobody has left since
+        self.prefilled = self.steps = self.preempted = self.drafted = self.accepted = 0
+
+    def submit(self, request: Request) -> None:
+        """Put a request in line. Raises Busy when the line is full, InputError for what never fits."""
+        total = len(request.prompt) + request.asked.max_tokens
+        if total > self.pool.context:
+            raise InputError(f"prompt and max_tokens are {total} tokens, the cache holds {self.pool.context}: ask less")
+        request.asked.check_ids(self.vocab_size)
+        request.tokens = list(request.prompt)
+        request.row = Row(request.asked, request.seed, request.prompt, self.vocab_size)
+        if request.thinking is not None and request.thinking.budget == 0:
+            request.out.put(self.force(request, request.thinking.close))
+            if request.made == request.asked.max_tokens:
+                return request.out.put("length")
+        with self.lock:
+            if len(self.waiting) + len(self.inbox) >= self.limits.waiting:
+                raise Busy(f"{self.limits.waiting} requests are waiting already")
+            request.arrival = next(self.arrivals)
+            self.inbox.append(request)
+            if not self.alive:
+                self.alive = True
+                threading.Thread(target=self.run, name="moonlet-engine").start()
+
+    def cancel(self, request: Request) -> None:
+        """Nothing more is made for it, and after at most one step it holds nothing."""
+        request.cancelled = True
+
+    def run(self) -> None:
+        torch.set_num_threads(1)
+        while True:
+            with self.lock:
+                if not (self.inbox or self.waiting or self.running):
+                    self.alive = False
+                    return
+            try:
+                self.step()
+            except Exception as error:  # a defect of ours: nobody is left waiting for it
+                self.waiting += self.inbox
+                self.inbox.clear()
+                for request in [*self.running, *self.waiting]:
+                    self.leave(request, error)
+
+    def step(self) -> None:
+        """One turn of the loop: take in, let go, feed, sample."""
+        while self.inbox:
+            self.enqueue(self.inbox.popleft())
+        for request in [r for r in self.running if r.cancelled]:
+            self.leave(request)
+        self.waiting = [r for r in self.waiting if not r.cancelled]
+        work = self.plan()
+        if not work:
+            return
+        self.steps += 1
+        try:
+            logits = self.feed(work)
+        except Exception as error:  # the decoder's own: what it left in these states is not to be trusted
+            for request in work:
+                self.leave(request, error)
+            return
+        self.sample(work, logits)
+        for request, one in work.items():
+            if not one.wanted:
+                self.cut(request)
+
+    def enqueue(self, request: Request) -> None:
+        request.known = np.array(request.tokens)
+        bisect.insort(self.waiting, request, key=lambda r: r.order)
+
+    def plan(self) -> dict[Request, Work]:
+        work: dict[Request, Work] = {}
+        left = self.limits.step_tokens
+        decoding = [r for r in self.running if not r.cuts]
+        for request in decoding:
+            left -= self.decode(request, work, len(decoding) <= MOST_SPECULATING)
+        for request in [r for r in self.running if r.cuts]:
+            left -= self.prefill(request, work, left)
+        while left > 0 and self.waiting and self.waiting[0] is not self.stuck:
+            request = self.waiting[0]
+            if not self.admit(request, work):
+                self.stuck = request
+                break
+            self.waiting.remove(request)
+            bisect.insort(self.running, request, key=lambda r: r.order)
+            left -= self.prefill(request, work, left) if request.cuts else self.decode(request, work, False)
+        return work
+
+    def decode(self, request: Request, work: dict[Request, Work], speculate: bool) -> int:
+        """Plan the tokens that are not fed yet and a draft of the next ones; how many that are."""
+        if request.held is None:  # gave way in this step
+            return 0
+        tokens, drafts = request.tokens[request.held.length :], []
+        assert request.row is not None
+        if speculate and self.limits.speculate and request.row.plain and self.decoder.packed is not None:
+            request.drafter = request.drafter or Drafter(request.tokens)
+            drafts = request.drafter.propose(request.asked.max_tokens - request.made - 1)
+            if drafts and not self.pool.grow(request.held, len(tokens) + len(drafts)):
+                drafts = []
+        if not self.make_room(request, work, len(tokens) + len(drafts)):
+            return 0
+        before = self.pool.states[request.held.row].clone() if drafts else None
+        work[request] = Work(tokens + drafts, 1 + len(drafts), len(drafts), before)
+        return len(tokens) + len(drafts)
+
+    def prefill(self, request: Request, work: dict[Request, Work], most: int) -> int:
+        """Plan a chunk of at most `most` tokens, up to the next cut; how many that are."""
+        if request.held is None or most <= 0:
+            return 0
+        start = request.held.length
+        n = min(most, request.cuts[0] - start)
+        if not self.make_room(request, work, n):
+            return 0
+        work[request] = Work(request.tokens[start : start + n], 0)
+        self.prefilled += n
+        return n
+
+    def make_room(self, request: Request, work: dict[Request, Work], tokens: int) -> bool:
+        """Memory for a running request's next tokens; False where it had to give way itself."""
+        assert request.held is not None
+        while not self.pool.grow(request.held, tokens):
+            if self.cache.evict():
+                continue
+            victim = self.running[-1]
+            self.preempt(victim, work)
+            if victim is request:
+                return False
+        return True
+
+    def preempt(self, request: Request, work: dict[Request, Work]) -> None:
+        """Take a running request's memory; it goes back in line."""
+        assert request.held is not None
+        work.pop(request, None)
+        self.preempted += 1
+        self.leave(request)
+        self.enqueue(request)
+
+    def admit(self, request: Request, work: dict[Request, Work]) -> bool:
+        """Give a waiting request a sequence with memory for its tokens and a page more."""
+        while True:
+            saved, junction = self.cache.find(request.known[:-1])
+            held = self.pool.open(saved)
+            if held is not None:
+                break
+            if not self.give_way(request, work, bool(self.pool.free_rows)):
+                return False
+        wanted = min(len(request.tokens) + PAGE, self.pool.context)
+        while not self.pool.grow(held, wanted - held.length):
+            if not self.give_way(request, work, True):
+                self.pool.release(held)
+                return False
+        request.held, end = held, len(request.tokens) - 1
+        if request.cached_tokens is None:
+            request.cached_tokens = held.length
+        cuts = {end, *range(held.length // CHUNK_END * CHUNK_END + CHUNK_END, end, CHUNK_END)}
+        cuts |= {junction} if junction - held.length >= SHORTEST_JUNCTION else set()
+        request.cuts = sorted(cut for cut in cuts if cut > held.length)
+        return True
+
+    def give_way(self, request: Request, work: dict[Request, Work], evict: bool) -> bool:
+        """Free something for a request in line: a snapshot, or the place of one of a lower priority."""
+        if evict and self.cache.evict():
+            return True
+        if self.running and self.running[-1].priority > request.priority:
+            self.preempt(self.running[-1], work)
+            return True
+        return False
+
+    def feed(self, work: dict[Request, Work]) -> np.ndarray:
+        """Logits [wanted in all, vocab], in the order of `work`; the sequences are shared out to the threads."""
+        parts: list[list[tuple[Request, Work]]] = [[]]
+        share = sum(len(one.tokens) for one in work.values()) / self.threads
+        size = 0.0
+        for pair in work.items():
+            if size >= share * len(parts) and parts[-1]:
+                parts.append([])
+            parts[-1].append(pair)
+            size += len(pair[1].tokens)
+        futures = [self.workers.submit(self.run_part, part) for part in parts[1:]]
+        done = [self.run_part(parts[0]), *(future.result() for future in futures)]
+        for request, one in work.items():
+            assert request.held is not None
+            request.held.length += len(one.tokens)
+        return done[0] if len(done) == 1 else np.concatenate(done)
+
+    def run_part(self, part: list[tuple[Request, Work]]) -> np.ndarray:
+        held = [request.held for request, _ in part if request.held is not None]
+        logits = self.decoder.extend(self.pool, held, [w.tokens for _, w in part], [w.wanted for _, w in part])
+        return logits.numpy()
+
+    def sample(self, work: dict[Request, Work], logits: np.ndarray) -> None:
+        """Choose the next tokens of all requests whose logits are there, and hand them out."""
+        asked, uniforms, raw, at = [], [], {}, 0
+        failed: dict[Request, Exception] = {}
+        sampled = [(request, one) for request, one in work.items() if one.wanted]
+        for request, one in sampled:
+            assert request.row is not None
+            asked += [request.asked] * one.wanted
+            uniforms += request.row.uniforms(one.wanted)
+            if request.asked.logprobs:
+                raw[request] = logits[at : at + one.wanted].copy()
+            if not request.row.plain:
+                try:
+                    request.row.adjust(logits[at])
+                except Exception as error:
+                    failed[request] = error
+            at += one.wanted
+        if not sampled:
+            return
+        chosen, at = choose(logits, asked, uniforms), 0
+        for request, one in sampled:
+            try:
+                if request in failed:
+                    raise failed[request]
+                self.take(request, one, chosen[at : at + one.wanted], raw.get(request))
+            except Exception as error:  # this request's own: a grammar, a broken row
+                self.leave(request, error)
+            at += one.wanted
+
+    def take(self, request: Request, one: Work, chosen: list[int], raw: np.ndarray | None) -> None:
+        """Append what was sampled, as far as the drafts before it were right."""
+        drafts = one.tokens[len(one.tokens) - one.drafts :]
+        picked: list[Picked] = []
+        finish, right = None, 0
+        for place, token in enumerate(chosen):
+            if token < 0:
+                raise RuntimeError("the model gave logits that are not finite")
+            top = request.asked.top_logprobs
+            picked.append(Picked(token) if raw is None else describe(raw[place], token, top))
+            finish = self.append(request, token, picked)
+            agrees = place < len(drafts) and drafts[place] == request.tokens[-1] == token
+            right += agrees
+            if finish or not agrees:
+                break
+        assert request.held is not None
+        if one.drafts:
+            self.drafted, self.accepted = self.drafted + one.drafts, self.accepted + right
+            if right < one.drafts and one.before is not None:
+                self.pool.rewind(request.held, one.before, request.held.length - len(one.tokens))
+            if request.drafter is not None:
+                request.drafter.judge(one.drafts, right)
+        request.out.put(picked)
+        if finish:
+            if self.limits.prefix_cache:
+                self.cache.keep(np.array(request.tokens[: request.held.length]), request.held)
+            self.leave(request, finish)
+
+    def append(self, request: Request, token: int, picked: list[Picked]) -> str | None:
+        """One more token, and those that it forces; the finish reason if it is the last."""
+        assert request.row is not None
+        request.row.take(token)
+        request.tokens.append(token)
+        if token in request.stop:
+            return "stop"
+        thinking = request.thinking
+        if thinking is not None and token in thinking.ends:
+            request.thinking = None
+        elif thinking is not None and request.made >= thinking.budget:
+            picked += self.force(request, thinking.close)
+        return "length" if request.made >= request.asked.max_tokens else None
+
+    def force(self, request: Request, tokens: list[int]) -> list[Picked]:
+        """Append tokens that the model has no say in: the end of its think channel."""
+        assert request.row is not None
+        request.thinking, room = None, request.asked.max_tokens - request.made
+        for token in tokens[:room]:
+            request.row.take(token)
+            request.tokens.append(token)
+        return [Picked(token) for token in tokens[:room]]
+
+    def cut(self, request: Request) -> None:
+        """After a chunk of prefill: a snapshot where one is due."""
+        assert request.held is not None
+        if request.held.length == request.cuts[0]:
+            del request.cuts[0]
+            if self.limits.prefix_cache:
+                self.cache.keep(request.known[: request.held.length], request.held)
+
+    def leave(self, request: Request, result: str | Exception | None = None) -> None:
+        """A running request gives back what it holds; `result` is its last word."""
+        if request.held is not None:
+            self.pool.release(request.held)
+        request.held, request.cuts, self.stuck = None, [], None
+        (self.running if request in self.running else self.waiting).remove(request)
+        if result is not None:
+            request.out.put(result)
