@@ -87,7 +87,8 @@ def test_text_is_emitted_at_once():
     pieces = call(argument(1))
     parser = StreamParser(tools=TOOLS)
     events = [(i, event) for i, piece in enumerate(pieces) for event in parser.feed(*piece)]
-    assert events[1] == (len(pieces) - 8, ("tool_call", {"index": 0, "name": "add", "arguments": '{"x":1}'}))
+    called = {"index": 0, "id": "add:0", "name": "add", "arguments": '{"x":1}'}
+    assert events[1] == (len(pieces) - 8, ("tool_call", called))
     assert parser.finish() == []
     assert parser.malformed == ""
 

@@ -38,7 +38,7 @@ EXPECTED = (
     '<|open|>message role="assistant"<|sep|><|open|>think<|sep|>Use add.<|close|>think<|sep|><|open|>tools<|sep|>'
     '<|open|>call tool="add" index="1"<|sep|><|open|>argument key="x" type="number"<|sep|>2<|close|>argument<|sep|>'
     '<|open|>argument key="note" type="string"<|sep|>a "b"<|close|>argument<|sep|><|close|>call<|sep|>'
-    '<|open|>call tool="add" index="2"<|sep|><|open|>argument key="k&amp;&quot;" type="array"<|sep|>[4,{"z":null}]'
+    '<|open|>call tool="add" index="2"<|sep|><|open|>argument key="k&amp;&quot;" type="array"<|sep|>[4, {"z": null}]'
     "<|close|>argument<|sep|><|close|>call<|sep|><|close|>tools<|sep|><|close|>message<|sep|><|end_of_msg|>"
     '<|open|>message role="tool" tool="add" index="1"<|sep|>5<|close|>message<|sep|><|end_of_msg|>'
     '<|open|>message role="tool" tool="add" index="2"<|sep|>9<|close|>message<|sep|><|end_of_msg|>'
@@ -88,11 +88,8 @@ def test_loss_covers_assistant_bodies_only(messages, thinking):
         words = {message.get("content"), message.get("reasoning_content")} - {None, ""}
         markup = render([message | {"loss": "markup"}], thinking=thinking)
         assert [s.text for s in markup] == [s.text for s in segments]
-        assert all(
-            s.loss == (t.loss and s.text not in words)
-            for s, t in zip(markup, segments)
-            if not message.get("tool_calls")
-        )
+        if not message.get("tool_calls") and words.isdisjoint([*MARKERS, "think", "response", "message"]):
+            assert [s.loss for s in markup] == [s.loss and s.text not in words for s in segments]
     assistants = [m for m in messages if m["role"] == "assistant"]
     alone = [s for m in assistants for s in render([m], thinking=thinking) if s.loss]
     assert [s for s in render(messages, thinking=thinking, add_generation_prompt=True) if s.loss] == alone
@@ -152,6 +149,8 @@ def test_tool_results_are_placed_all_or_nothing():
         (["", "b"], ["b", ""], False),
         ([None, "b"], ["b", None], False),
         (["a", "b", "c"], ["c", "a"], True),
+        (["a", "a", "c", "d"], ["d", "c"], True),
+        (["a", "b", "b"], ["b"], False),
     ],
 )
 def test_ids_that_place_results(call_ids, result_ids, placed):

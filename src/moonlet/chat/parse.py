@@ -10,43 +10,16 @@ Arguments are not validated against the schema; it only decides whether a value 
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from moonlet.chat.types import Function, Message, ToolCall
-from moonlet.chat.xtml import CLOSE, END, MARKERS, OPEN, SEP, compact_json
-from moonlet.errors import InputError
+from moonlet.chat.messages import compact_json
+from moonlet.chat.stream import Event, Parser, Piece, Tools, message_of
+from moonlet.chat.types import Message
+from moonlet.chat.xtml import CLOSE, END, OPEN, SEP
 
 CHANNELS = {"think": "reasoning_content", "response": "content", "tools": ""}
-Piece = tuple[str, bool]
-Event = tuple[str, Any]  # ("reasoning_content" | "content", str) or ("tool_call", {"index", "name", "arguments"})
-_MARKER = re.compile("(" + "|".join(map(re.escape, MARKERS)) + ")")
 _ATTRIBUTE = re.compile(r'\s([^\s="]+)="([^"]*)"')  # starts at a space: linear time on any text
-
-
-def split_markers(text: str) -> list[Piece]:
-    """Pieces of text in which every spelled marker is a marker, for sources that have no token ids."""
-    return [(piece, i % 2 == 1) for i, piece in enumerate(_MARKER.split(text)) if piece]
-
-
-class TextStream:
-    """`split_markers` over chunks: holds back an end that may grow into a marker, so any split gives the same parse."""
-
-    def __init__(self) -> None:
-        self._held = ""
-
-    def feed(self, text: str) -> list[Piece]:
-        text = self._held + text
-        # A marker holds "<" only as its first character, so the last "<" is where a partial marker can start.
-        last = text.rfind("<")
-        partial = last >= 0 and any(m.startswith(text[last:]) and m != text[last:] for m in MARKERS)
-        start = last if partial else len(text)
-        self._held = text[start:]
-        return split_markers(text[:start])
-
-    def flush(self) -> list[Piece]:
-        held, self._held = self._held, ""
-        return split_markers(held)
 
 
 def _header(header: str) -> tuple[str, dict[str, str]]:
@@ -60,15 +33,6 @@ def _json_value(text: str, declared: str, schema: object) -> str:
     kinds = kinds if isinstance(kinds, list) and kinds else [kinds if isinstance(kinds, str) else declared]
     raw = "string" in kinds and (len(kinds) == 1 or declared == "string")
     return compact_json(text if raw else json.loads(text))
-
-
-def _argument_schemas(tool: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-    """A tool's name, and the schema of each of its arguments."""
-    function = tool.get("function") or {}
-    properties = (function.get("parameters") or {}).get("properties") or {}
-    if not isinstance(function.get("name"), str) or not isinstance(properties, Mapping):
-        raise InputError("tools: each needs function.name, a string, and properties that are an object")
-    return function["name"], properties
 
 
 class _Call:
@@ -107,18 +71,14 @@ class _Call:
         return "{" + ",".join(f"{compact_json(key)}:{value}" for key, value in self.arguments.items()) + "}"
 
 
-class StreamParser:
-    """Feed pieces, get events as early as they are certain; `malformed` says why calls were dropped ("" if none were).
+class StreamParser(Parser):
+    """XTML's `stream.Parser`."""
 
-    With `tools` (an empty list too) only their names become calls. Never raises on what a model samples."""
-
-    def __init__(self, thinking: bool = True, tools: Sequence[Mapping[str, Any]] | None = None) -> None:
-        self.malformed = ""
-        self._schemas = None if tools is None else dict(map(_argument_schemas, tools))
+    def __init__(self, thinking: bool = True, tools: Tools | None = None) -> None:
+        super().__init__(tools)
         self._channel: str | None = "think" if thinking else "response"
         self._tag: tuple[str, str] | None = None  # a marker, and the tag text that has come after it
         self._call: _Call | None = None
-        self._calls, self._done = 0, False
 
     def feed(self, text: str, special: bool = False) -> list[Event]:
         if self._done or not text:
@@ -137,7 +97,6 @@ class StreamParser:
         return self.finish() if text == END else []
 
     def finish(self) -> list[Event]:
-        """End of the completion, wherever it stopped. Nothing is fed after it."""
         self._broken(self._tag)
         self._drop_call()
         self._tag, self._done = None, True
@@ -162,7 +121,7 @@ class StreamParser:
             self._drop_call()
             name = attributes.get("tool", "?")
             error = "" if self._channel == "tools" else "outside the tools channel"
-            if "tool" not in attributes or (self._schemas is not None and name not in self._schemas):
+            if "tool" not in attributes or not self._offered(name):
                 error = "not an offered tool"
             self._channel, self._call = "tools", _Call(name, error)
         elif self._call and tag == "argument":
@@ -192,8 +151,7 @@ class StreamParser:
         if call.error:
             self._reject(call.name, call.error)
             return []
-        self._calls += 1
-        return [("tool_call", {"index": self._calls - 1, "name": call.name, "arguments": call.as_json()})]
+        return self._accept(call.name, call.as_json())
 
     def _broken(self, tag: tuple[str, str] | None) -> None:
         """A tag (or none) that did not reach its <|sep|>."""
@@ -207,26 +165,7 @@ class StreamParser:
             self._reject(self._call.name, self._call.error or "not closed")
         self._call = None
 
-    def _reject(self, name: str, reason: str) -> None:
-        self.malformed += f"{'; ' if self.malformed else ''}call {name}: {reason}"
 
-
-def parse(pieces: Iterable[Piece], thinking: bool = True, tools: Sequence[Mapping[str, Any]] | None = None) -> Message:
+def parse(pieces: Iterable[Piece], thinking: bool = True, tools: Tools | None = None) -> Message:
     """The assistant message of a completion (what was sampled after the generation prefix). Never raises on it."""
-    parser = StreamParser(thinking, tools)
-    text = {"reasoning_content": "", "content": ""}
-    calls: list[ToolCall] = []
-    for piece, special in pieces:
-        for kind, value in parser.feed(piece, special):
-            if kind == "tool_call":
-                function: Function = {"name": value["name"], "arguments": value["arguments"]}
-                calls.append({"id": f"{value['name']}:{value['index']}", "type": "function", "function": function})
-            else:
-                text[kind] += value
-    parser.finish()
-    message: Message = {"role": "assistant", "reasoning_content": text["reasoning_content"], "content": text["content"]}
-    if calls:
-        message["tool_calls"] = calls
-    if parser.malformed:
-        message["malformed"] = parser.malformed
-    return message
+    return message_of(StreamParser(thinking, tools), pieces)

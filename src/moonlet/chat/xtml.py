@@ -3,17 +3,29 @@
 An element is <|open|>tag key="value"<|sep|> ... <|close|>tag<|sep|>, and each message ends with <|end_of_msg|>. The
 four markers are control tokens; tag names, attributes and all content are ordinary text. An assistant body has the
 channels think, response and tools; tools holds call(tool, index from 1) elements, which hold argument(key, type)
-elements. Order: tool-declare, thinking-effort, the messages, tool-choice, response-format, generation prefix. Two
-departures from upstream, as a small model pays for every token: option messages are worded shorter, and a thinking turn
-that has only calls has no empty response channel. Past think channels always stay in the history in thinking mode;
-without thinking none is shown.
+elements. Order: tool-declare, thinking-effort, the messages, tool-choice, response-format, generation prefix. Past
+think channels always stay in the history in thinking mode; without thinking none is shown.
+
+Departures from the published template, the first two because a small model pays for every token: option messages are
+worded shorter, with the same data; a thinking turn that has only calls has no empty response channel (the tests compare
+all else); a thought of nothing but whitespace is kept. Arguments given as JSON text are written anew.
 Left out: images, and tools declared in the middle of a conversation.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from moonlet.chat.messages import (
+    AnyMessage,
+    argument_json,
+    arguments,
+    compact_json,
+    content,
+    functions,
+    plain,
+    runs,
+    tool_results,
+)
 from moonlet.chat.types import Segment
 from moonlet.errors import InputError
 
@@ -23,22 +35,6 @@ TOOL_CHOICES = {
     "required": "tool_choice=required: call a tool in the next message.",
     "none": "tool_choice=none: call no tool in the next message.",
 }
-AnyMessage = Mapping[str, Any]  # a types.Message or a plain dict
-
-
-def valid_unicode(text: str) -> str:
-    """`text` with lone surrogates (JSON can spell them, UTF-8 cannot) replaced by U+FFFD."""
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-
-
-def compact_json(value: Any, sort_keys: bool = False) -> str:
-    """Compact JSON, unescaped. Raises ValueError for NaN and infinities, RecursionError for absurd nesting."""
-    dumped = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False, sort_keys=sort_keys)
-    return valid_unicode(dumped)
-
-
-def _text(text: str, loss: bool = False) -> list[Segment]:
-    return [Segment(valid_unicode(text), False, loss)] if text else []
 
 
 def _open(tag: str, loss: bool = False, /, **attributes: object) -> list[Segment]:
@@ -47,7 +43,7 @@ def _open(tag: str, loss: bool = False, /, **attributes: object) -> list[Segment
         # Upstream encodes an attribute in these pieces, and BPE merges depend on where a piece ends.
         escaped = str(value).replace("&", "&amp;").replace('"', "&quot;")
         for piece in (f" {key}", '="', escaped, '"'):
-            out += _text(piece, loss)
+            out += plain(piece, loss)
     return out + [Segment(SEP, True, loss)]
 
 
@@ -60,23 +56,7 @@ def _element(tag: str, body: list[Segment], loss: bool = False, /, **attributes:
 
 
 def _message(body: str, **attributes: object) -> list[Segment]:
-    return _element("message", _text(body), **attributes) + [Segment(END, True)]
-
-
-def _content(message: AnyMessage, key: str = "content") -> str:
-    value = message.get(key)
-    if isinstance(value, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in value):
-        value = "".join(str(part.get("text", "")) for part in value)
-    if value is not None and not isinstance(value, str):
-        raise InputError(f"{message.get('role')} message: {key} must be text or a list of text parts")
-    return value or ""
-
-
-def _functions(message: AnyMessage) -> list[Mapping[str, Any]]:
-    functions = [call.get("function") or {} for call in message.get("tool_calls") or []]
-    if not all(isinstance(function.get("name"), str) for function in functions):
-        raise InputError("tool_calls: each needs function.name, a string")
-    return functions
+    return _element("message", plain(body), **attributes) + [Segment(END, True)]
 
 
 def _type(value: Any) -> str:
@@ -88,53 +68,38 @@ def _type(value: Any) -> str:
 
 
 def _call(function: Mapping[str, Any], index: int, loss: bool, words: bool) -> list[Segment]:
-    raw = function.get("arguments") or "{}"
-    arguments: list[Segment] = []
-    try:
-        parsed = json.loads(raw) if isinstance(raw, str) else raw
-        if not isinstance(parsed, dict):
-            raise TypeError("not an object")
-        for key, value in parsed.items():
-            text = value if isinstance(value, str) else compact_json(value)
-            arguments += _element("argument", _text(text, words), loss, key=key, type=_type(value))
-    except (TypeError, ValueError, RecursionError):
+    parsed = arguments(function)
+    body: list[Segment] = []
+    if parsed is None:
         # Not a JSON object: shown to the model as it was, but never trained on.
-        loss, arguments = False, _element("json", _text(str(raw)), type="object")
-    return _element("call", arguments, loss, tool=function["name"], index=index)
+        loss, body = False, _element("json", plain(str(function["arguments"])), type="object")
+    for key, value in (parsed or {}).items():
+        text = value if isinstance(value, str) else argument_json(value)
+        body += _element("argument", plain(text, words), loss, key=key, type=_type(value))
+    return _element("call", body, loss, tool=function["name"], index=index)
 
 
 def _assistant(message: AnyMessage, thinking: bool) -> list[Segment]:
     loss = message.get("loss") is not False
     words = loss and message.get("loss") != "markup"
-    functions, content = _functions(message), _content(message)
+    called, text = functions(message), content(message)
     body: list[Segment] = []
     if thinking:
-        body += _element("think", _text(_content(message, "reasoning_content"), words), loss)
-    if content or not functions or not thinking:  # without thinking the generation prefix has opened response already
-        body += _element("response", _text(content, words), loss)
-    if functions:
-        calls = [segment for i, function in enumerate(functions, 1) for segment in _call(function, i, loss, words)]
+        body += _element("think", plain(content(message, "reasoning_content"), words), loss)
+    if text or not called or not thinking:  # without thinking the generation prefix has opened response already
+        body += _element("response", plain(text, words), loss)
+    if called:
+        calls = [segment for i, function in enumerate(called, 1) for segment in _call(function, i, loss, words)]
         body += _element("tools", calls, loss)
     name = {"name": message["name"]} if message.get("name") else {}
     return _open("message", role="assistant", **name) + body + _close("message", loss) + [Segment(END, True, loss)]
 
 
-def _tool_results(previous: AnyMessage, results: Sequence[AnyMessage]) -> list[Segment]:
-    """One run of tool messages. In call order if every tool_call_id names another call of `previous`, else as given."""
-    functions = _functions(previous)
-    order = {call.get("id"): index for index, call in enumerate(previous.get("tool_calls") or [], 1)}
-    ids = [result.get("tool_call_id") for result in results]
-    if len(order) == len(functions) and len(set(ids)) == len(ids) and all(i and i in order for i in ids):
-        placed = sorted(((order[i], result) for i, result in zip(ids, results)), key=lambda pair: pair[0])
-        named = [(functions[index - 1]["name"], index, result) for index, result in placed]
-    else:
-        names = [function["name"] for function in functions] + [None] * len(results)
-        named = [(result.get("name") or names[i], i + 1, result) for i, result in enumerate(results)]
+def _results(previous: AnyMessage, results: Sequence[AnyMessage]) -> list[Segment]:
+    """One run of tool messages, in call order."""
     out: list[Segment] = []
-    for name, index, result in named:
-        if name is None:
-            raise InputError(f"tool message {index}: give name, or a tool_call_id of the assistant message before it")
-        out += _message(_content(result), role="tool", tool=name, index=index)
+    for name, position, result in sorted(tool_results(previous, results), key=lambda found: found[1]):
+        out += _message(content(result), role="tool", tool=name, index=position + 1)
     return out
 
 
@@ -167,7 +132,7 @@ def continuation(
     assistant_message: AnyMessage, tool_messages: Sequence[AnyMessage], thinking: bool = True
 ) -> list[Segment]:
     """What to append after a sampled turn that ended in tool calls: the results in call order, then the prefix."""
-    return _tool_results(assistant_message, tool_messages) + generation_prefix(thinking)
+    return _results(assistant_message, tool_messages) + generation_prefix(thinking)
 
 
 def render(
@@ -191,21 +156,16 @@ def render(
         raise InputError(f"effort {effort!r}: use one of {', '.join(EFFORTS)}")
     if effort is not None and thinking:
         out += _message(f"thinking_effort={effort}", role="system", type="thinking-effort")
-    start = 0
-    while start < len(messages):
-        message, role = messages[start], messages[start].get("role")
-        end = start + 1
+    previous: AnyMessage = {}
+    for run in runs(messages):
+        message, role = run[0], run[0]["role"]
         if role == "assistant":
             out += _assistant(message, thinking)
         elif role == "tool":
-            while end < len(messages) and messages[end].get("role") == "tool":
-                end += 1
-            out += _tool_results(messages[start - 1] if start else {}, messages[start:end])
-        elif role in ("system", "user"):
-            name = {"name": message["name"]} if message.get("name") else {}
-            out += _message(_content(message), role=role, **name)
+            out += _results(previous, run)
         else:
-            raise InputError(f"message role {role!r}: use system, user, assistant or tool")
-        start = end
+            name = {"name": message["name"]} if message.get("name") else {}
+            out += _message(content(message), role=role, **name)
+        previous = message
     out += _one_shot_options(tool_choice, response_format)
     return out + generation_prefix(thinking) if add_generation_prompt else out
