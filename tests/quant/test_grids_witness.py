@@ -18,7 +18,7 @@ from compressed_tensors.quantization.utils.fp4_utils import cast_to_fp4
 from moonlet.model.weights import to_published
 from moonlet.quant.grids import (
     int4_codes,
-    int4_values,
+    int_values,
     mxfp4_codes,
     mxfp4_values,
     pack_int4,
@@ -93,7 +93,7 @@ def test_transformers_loads_packed_int4_experts(tmp_path: Path) -> None:
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager", dtype="float32")
     for name, w in rounded.items():
         if ".experts.w" in name:
-            rounded[name] = int4_values(*int4_codes(w))
+            rounded[name] = int_values(*int4_codes(w))
     model.load_state_dict(rounded)
     ids = random_ids(2, 20)
     with torch.no_grad():

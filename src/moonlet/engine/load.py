@@ -111,7 +111,8 @@ def load(folder: str | Path, packed: bool = False) -> tuple[Model, Tokenizer | N
         if packing is not None and packed:
             pack_experts(model, FORMATS[packing])
     from_published(model, tensors)
-    tokenizer = Tokenizer.load(folder) if (folder / "tokenizer.json").exists() else None
+    found = any((folder / name).is_file() for name in ("tokenizer.json", "tiktoken.model"))
+    tokenizer = Tokenizer.load(folder) if found else None
     if tokenizer is not None and tokenizer.vocab_size != config.vocab_size:
         raise InputError(
             f"{folder}: tokenizer has {tokenizer.vocab_size} entries, config.json says vocab_size={config.vocab_size}"

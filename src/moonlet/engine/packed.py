@@ -1,8 +1,10 @@
 """A model laid out for the native decoder (model/kernels/native/decode.cpp), and the call that runs it.
 
 `PackedModel(model)` copies every matrix into panels and keeps pointers to the other weights, so it belongs to the
-weights of that moment: pack again after a step of training, and inside `rounded_experts` for the 4-bit values. The
-structures mirror those of decode.cpp, field by field. fp32 on a CPU only (`can_pack`).
+weights of that moment: pack again after a step of training, and inside `rounded_experts` for the 4-bit values. Experts
+that are in 4 bits (`quant.packed_experts`) stay so; `weights` says how the other matrices are kept: fp32, int8 or int4,
+where their width is a multiple of 32 (quantised.h: their inputs are rounded to 8 bits then). The router is always fp32.
+The structures mirror those of decode.cpp, field by field. fp32 on a CPU only (`can_pack`).
 """
 
 import ctypes
@@ -18,9 +20,12 @@ from moonlet.model.kernels.glu import native_betas
 from moonlet.model.kernels.native import call, library, pointer, usable
 from moonlet.model.mla import MLA
 from moonlet.model.model import Cache, Layer, Model
-from moonlet.model.moe import MLP, MoE
+from moonlet.model.moe import MLP, Experts, MoE
+from moonlet.quant.grids import GROUP, int_codes
+from moonlet.quant.packed_experts import PackedExperts
 
-PANEL = 16  # columns of a panel, as in gemm.h
+PANEL, PANEL8 = 16, 8  # columns of a panel, as in gemm.h and quantised.h
+KINDS = {"fp32": 0, "int4": 1, "mxfp4": 2, "int8": 3}
 POINTER, INT, FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
 
 
@@ -29,7 +34,7 @@ def named(kind: type, *names: str) -> tuple[tuple[str, type], ...]:
 
 
 class MatrixC(ctypes.Structure):
-    _fields_ = (("panels", POINTER), *named(INT, "in_", "out"))
+    _fields_ = (("panels", POINTER), *named(INT, "in_", "out", "kind"))
 
 
 class KDAC(ctypes.Structure):
@@ -116,8 +121,9 @@ def can_pack(model: Model) -> bool:
 class PackedModel:
     """`decode` runs it; `kept` holds what the structures point to."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, weights: str = "fp32") -> None:
         self.kept: list[object] = []
+        self.weights = weights
         c = model.config
         layers = (LayerC * c.num_hidden_layers)(*(self.layer(layer, c.attn_res_block_size) for layer in model.layers))
         final = model.output_attn_res if c.attn_res_block_size is not None else None
@@ -138,6 +144,7 @@ class PackedModel:
         rows: Sequence[int],
         queues: Sequence[Sequence[int]],
         wanted: Sequence[int] | None = None,
+        threads: int = 1,
     ) -> Tensor:
         """Feed queues[i] (at least one token each) to row rows[i] of the cache, in place; logits [sum, vocab] after
         the last wanted[i] tokens of each queue, one if not given. The cache must have room (`cache.reserve`)."""
@@ -152,7 +159,7 @@ class PackedModel:
         assert kernels is not None
         arrays = map(pointer, (ids, where, starts, memory.lengths))
         pages = pointer(memory.table), INT(memory.table.shape[1]), INT(memory.page)
-        out = pointer(after), pointer(logits), INT(len(queues))
+        out = pointer(after), pointer(logits), INT(len(queues)), INT(threads)
         kernels.decode(ctypes.byref(self.model), *arrays, memory.states, *pages, *out)
         memory.lengths[where.long()] += lengths
         return logits
@@ -209,16 +216,23 @@ class PackedModel:
         e, latent = m.experts, hasattr(m, "routed_expert_down_proj")
         norm = hasattr(m, "routed_expert_norm")
         return MoEC(
-            self.matrix(m.gate.weight),
+            self.float_matrix(m.gate.weight),
             self.matrix(m.routed_expert_down_proj.weight) if latent else MatrixC(),
             self.matrix(m.routed_expert_up_proj.weight) if latent else MatrixC(),
-            *(self.matrix(w) for w in (e.w1, e.w3, e.w2)),
+            *self.experts(e),
             self.values(m.gate.e_score_correction_bias),
             self.values(m.routed_expert_norm.weight) if norm else None,
-            *(e.w1.shape[0], m.gate.top_k, int(m.gate.renormalize)),
+            *(m.gate.weight.shape[0], m.gate.top_k, int(m.gate.renormalize)),
             *(m.gate.factor, *native_betas(*e.act), m.routed_expert_norm.eps if norm else 0.0),
             self.mlp(m.shared_experts) if hasattr(m, "shared_experts") else MLPC(),
         )
+
+    def experts(self, e: Experts | PackedExperts) -> list[MatrixC]:
+        """w1, w3, w2: all of them in one form."""
+        if isinstance(e, PackedExperts):
+            return [self.quantised(*e.stack(name), e.format) for name in ("w1", "w3", "w2")]
+        narrow = all(w.shape[-1] % GROUP == 0 for w in (e.w1, e.w2))
+        return [(self.matrix if narrow else self.float_matrix)(w) for w in (e.w1, e.w3, e.w2)]
 
     def mlp(self, m: MLP) -> MLPC:
         return MLPC(*(self.matrix(p.weight) for p in (m.gate_proj, m.up_proj, m.down_proj)), *native_betas(*m.act))
@@ -227,7 +241,26 @@ class PackedModel:
         return None if read is None else self.values(read.norm.weight * read.proj.weight[0])
 
     def matrix(self, weight: Tensor) -> MatrixC:
-        """weight [out, in], or a stack [n, out, in] packed one after another."""
+        """weight [out, in], or a stack [n, out, in] packed one after another, in the form that was asked for."""
+        if self.weights == "fp32" or weight.shape[-1] % GROUP:
+            return self.float_matrix(weight)
+        codes, scale = int_codes(weight.detach(), 7 if self.weights == "int4" else 127)
+        return self.quantised(codes, scale, self.weights)
+
+    def quantised(self, codes: Tensor, scale: Tensor, format: str) -> MatrixC:
+        """codes [..., out, in] and scale [..., out, in/32] as `quant.grids` has them, one byte a code."""
+        out, width = codes.shape[-2:]
+        kind = KINDS[format]
+        codes = (codes + 8 if format == "int4" else codes).view(-1, out, width).contiguous()
+        scale = (scale if format == "mxfp4" else scale.bfloat16()).view(-1, out, width // GROUP).contiguous()
+        group = PANEL8 * (GROUP if format == "int8" else GROUP // 2) + PANEL8 * scale.element_size()
+        panels = torch.empty(len(codes), -(-out // PANEL8) * (width // GROUP) * group, dtype=torch.uint8)
+        for one, s, to in zip(codes, scale, panels):
+            call("pack_quantised", one, s, to, kind, width, out)
+        self.kept.append(panels)
+        return MatrixC(panels.data_ptr(), width, out, kind)
+
+    def float_matrix(self, weight: Tensor) -> MatrixC:
         weight = weight.detach().contiguous()
         out, width = weight.shape[-2:]
         stack = weight.reshape(-1, out, width)
@@ -235,7 +268,7 @@ class PackedModel:
         for one, to in zip(stack, panels):
             call("pack_matrix", one, to, width, out)
         self.kept.append(panels)
-        return MatrixC(panels.data_ptr(), width, out)
+        return MatrixC(panels.data_ptr(), width, out, KINDS["fp32"])
 
     def values(self, weights: Tensor) -> int:
         """Address of a tensor that stays."""

@@ -3,8 +3,9 @@
 MXFP4 (OCP): groups of 32 consecutive input columns share a power-of-two scale 2^(floor(log2 amax) - 2); elements are
 E2M1, {0, .5, 1, 1.5, 2, 3, 4, 6} with a sign, rounded half to even, saturating at 6. Packed: two codes a byte, low
 nibble = even column; scale byte e = exponent + 127.
-INT4: symmetric, group 32 along the input, scale = amax / 7, codes -7..7 stored as code + 8, eight to an int32, first
-element in the lowest nibble (compressed-tensors `pack-quantized`).
+INT4: symmetric, group 32 along the input, scale = amax / 7 as bf16 has it, codes -7..7 stored as code + 8, eight to an
+int32, first element in the lowest nibble (compressed-tensors `pack-quantized`). INT8, for matrices that are only run:
+the same with amax / 127.
 Shapes: w [..., out, in] with in divisible by 32.
 """
 
@@ -58,15 +59,20 @@ def native_mxfp4(w: Tensor) -> Tensor:
     return out
 
 
-def int4_codes(w: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes int8 in -7..7 [..., out, in] and scales fp32 [..., out, in/32]."""
+def int_codes(w: Tensor, largest: int) -> tuple[Tensor, Tensor]:
+    """Codes int8 in -largest..largest [..., out, in] and scales [..., out, in/32], values of bf16 as fp32."""
     x = groups(w.float())
-    scale = (x.abs().amax(-1) / 7).clamp(min=1e-12)
-    return torch.round(x / scale.unsqueeze(-1)).clamp(-7, 7).to(torch.int8).flatten(-2), scale
+    scale = (x.abs().amax(-1) / largest).clamp(min=1e-12).bfloat16().float()
+    return torch.round(x / scale.unsqueeze(-1)).clamp(-largest, largest).to(torch.int8).flatten(-2), scale
 
 
-def int4_values(code: Tensor, scale: Tensor) -> Tensor:
-    return (groups(code.float()) * scale.unsqueeze(-1)).flatten(-2)
+def int4_codes(w: Tensor) -> tuple[Tensor, Tensor]:
+    return int_codes(w, 7)
+
+
+def int_values(code: Tensor, scale: Tensor) -> Tensor:
+    """Codes and scales back to fp32 [..., in]."""
+    return (groups(code.float()) * scale.float().unsqueeze(-1)).flatten(-2)
 
 
 def round_to_grid(w: Tensor, format: str) -> Tensor:
@@ -74,7 +80,7 @@ def round_to_grid(w: Tensor, format: str) -> Tensor:
     if format == "mxfp4":
         return native_mxfp4(w) if usable(w) else mxfp4_values(*mxfp4_codes(w))
     if format == "int4":
-        return int4_values(*int4_codes(w))
+        return int_values(*int4_codes(w))
     if format == "none":
         return w
     raise InputError(f"quant.format={format!r} is not known; use mxfp4, int4 or none")
@@ -126,4 +132,4 @@ def unpacked(packed: Tensor, scale: Tensor, format: str) -> Tensor:
     """The fp32 values [..., in] of packed codes and their scales; format: mxfp4 or int4."""
     if format == "mxfp4":
         return mxfp4_values(unpack_mxfp4(packed), scale)
-    return int4_values(unpack_int4(packed), scale.float())
+    return int_values(unpack_int4(packed), scale)

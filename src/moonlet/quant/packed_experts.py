@@ -21,12 +21,17 @@ class PackedExperts(nn.Module):
         super().__init__()
         self.act, self.format = experts.act, format
         codes, per_code, scales = (
-            (torch.uint8, 2, torch.uint8) if format == "mxfp4" else (torch.int32, 8, torch.float32)
+            (torch.uint8, 2, torch.uint8) if format == "mxfp4" else (torch.int32, 8, torch.bfloat16)
         )
         for name, w in experts.named_parameters():
             *rows, width = w.shape
             self.register_buffer(f"{name}_packed", torch.empty(*rows, width // per_code, dtype=codes))
             self.register_buffer(f"{name}_scale", torch.empty(*rows, width // grids.GROUP, dtype=scales))
+
+    def stack(self, name: str) -> tuple[Tensor, Tensor]:
+        """Codes [E, out, in], a byte each, and scales of w1, w3 or w2."""
+        packed, scale = getattr(self, f"{name}_packed"), getattr(self, f"{name}_scale")
+        return (grids.unpack_mxfp4 if self.format == "mxfp4" else grids.unpack_int4)(packed), scale
 
     def matrix(self, name: str, expert: int) -> Tensor:
         """w1, w3 or w2 of an expert, fp32."""

@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 # What -ffast-math allows, by name: with -ffast-math itself, GCC before 13 links code into the library that turns off
 # denormal numbers for the whole process. Infinities and NaN keep their meaning.
 MATH = ("-fassociative-math", "-freciprocal-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno")
-FLAGS = ("-O3", "-march=native", *MATH, "-ffp-contract=fast", "-std=c++17", "-fPIC")
+FLAGS = ("-O3", "-march=native", *MATH, "-ffp-contract=fast", "-std=c++17", "-fPIC", "-pthread")
 
 
 @functools.cache

@@ -7,12 +7,16 @@
 // batch, whole or token by token, in pages (of a multiple of 8 tokens) or in one piece.
 //
 // Equations: model/kda.py, mla.py (absorbed: keys and values are never built), moe.py, attn_res.py. Matrices come packed
-// (gemm.h). The structures below are mirrored in engine/packed.py. Left out: threads (callers share out the sequences).
-#include <memory>
+// (matrix.h). The structures below are mirrored in engine/packed.py. Work is shared out by columns, heads, tokens and
+// experts among a team of threads, and never by the terms of a sum.
 #include <numeric>
 
 #include "experts.h"
+#include "matrix.h"
 #include "vector.h"
+
+using threads::parallel;
+using threads::ranges;
 
 EXPORT void attn_res_forward(const float* const*, const float*, const float*, float*, int, int, int, float, float);
 EXPORT void rms_norm_forward(const float*, const float*, float*, int, int, float);
@@ -25,11 +29,6 @@ EXPORT void kda_forward(
     float*, float*, int, int, int, int, int);
 
 extern "C" {
-
-struct Matrix {  // x [N, in] -> [N, out]; panels NULL: not there
-    const float* panels;
-    int in, out;
-};
 
 struct KDA {
     Matrix qkv, f_a, f_b, beta, g_a, g, o;  // g_a only where the gate is low rank
@@ -90,10 +89,6 @@ struct Pages {  // which pages each row of the cache has, in order
 
 namespace {
 
-using Buffer = std::unique_ptr<float[]>;
-
-Buffer buffer(size_t n) { return Buffer(new float[n]); }
-
 struct Tokens {
     const int *rows, *starts;
     const int64_t* lengths;  // of the cache's rows, before these tokens
@@ -110,12 +105,6 @@ struct Latents {
     float* at(int64_t token) const { return memory + table[token / page] * row + token % page * W; }
 };
 
-Buffer apply(const Matrix& m, const float* x, int N) {
-    Buffer y = buffer(static_cast<size_t>(N) * m.out);
-    multiply_packed(x, {m.in, 1}, m.panels, m.in, y.get(), m.out, N, m.in, m.out, false);
-    return y;
-}
-
 // Row by row, as the compiler's vectors and the rest of a loop may round differently: a row's place must not matter.
 void sigmoid_rows(float* x, int N, int width) {
     for (int i = 0; i < N; i++, x += width)
@@ -130,24 +119,74 @@ void shift(float* past, const float* x, int n, int keep, int C) {
                 sizeof(float) * (keep - old) * C);
 }
 
-Buffer attend(const KDA& m, const float* x, const Tokens& t, const State& s) {
+constexpr int SOME_TOKENS = 16;  // the least that a member takes of work that goes token by token
+
+// q, k, v of one sequence's n tokens from x [n, 3 C] and the inputs before them.
+void convolve(const KDA& m, const float* x, const float* past, int n, float* q, float* k, float* v) {
+    const int H = m.heads, K = m.head_dim, C = H * K, keep = m.width - 1;
+    ranges(n, SOME_TOKENS, [&](int from, int to) {
+        const size_t at = static_cast<size_t>(from) * C;
+        const float* before = from == 0 ? past : x + 3 * (at - static_cast<size_t>(keep) * C);
+        conv_forward(x + 3 * at, m.taps, before, nullptr, q + at, k + at, v + at, 1, to - from, H, K, m.width, m.l2_eps);
+    });
+}
+
+// One head's part of [n, H, K] as rows of its own, or back.
+void take_head(const float* from, float* to, int n, int H, int K) {
+    for (int i = 0; i < n; i++) std::memcpy(to + static_cast<size_t>(i) * K, from + static_cast<size_t>(i) * H * K, sizeof(float) * K);
+}
+
+// The delta rule of head h over n tokens; q, k, v, g, o [n, H, K], beta [n, H], S [K, K].
+void head_rule(const float* q, const float* k, const float* v, const float* g, const float* beta, float* S, float* o,
+               int n, int H, int K, int h) {
+    if (n == 1) {
+        const int at = h * K;
+        kda_forward(q + at, k + at, v + at, g + at, beta + h, S, nullptr, o + at, S, nullptr, nullptr, 1, 1, 1, K, K);
+        return;
+    }
+    const size_t size = static_cast<size_t>(n) * K;
+    Buffer all = buffer(5 * size + n);
+    const float* parts[4] = {q, k, v, g};
+    for (int i = 0; i < 4; i++) take_head(parts[i] + h * K, &all[i * size], n, H, K);
+    for (int i = 0; i < n; i++) all[5 * size + i] = beta[i * H + h];
+    float* mine = &all[4 * size];
+    kda_forward(&all[0], &all[size], &all[2 * size], &all[3 * size], &all[5 * size], S, nullptr, mine, S, nullptr, nullptr,
+                1, n, 1, K, K);
+    for (int i = 0; i < n; i++) std::memcpy(o + (static_cast<size_t>(i) * H + h) * K, mine + static_cast<size_t>(i) * K, sizeof(float) * K);
+}
+
+Buffer attend(const KDA& m, const float* input, const Tokens& t, const State& s) {
     const int N = t.N, H = m.heads, K = m.head_dim, C = H * K;
-    const Buffer qkv = apply(m.qkv, x, N), raw = apply(m.f_b, apply(m.f_a, x, N).get(), N);
-    Buffer beta = apply(m.beta, x, N), g = buffer(N * C), q = buffer(N * C), k = buffer(N * C), v = buffer(N * C);
+    Rows x(input, m.qkv.in, N);
+    const Buffer qkv = apply(m.qkv, x), raw = apply(m.f_b, apply(m.f_a, x).get(), N);
+    Buffer beta = apply(m.beta, x), g = buffer(N * C), q = buffer(N * C), k = buffer(N * C), v = buffer(N * C);
     sigmoid_rows(beta.get(), N, H);
-    kda_gate_forward(raw.get(), m.dt_bias, m.A_log, g.get(), m.bounded, m.lower, N, H, K);
+    ranges(N, SOME_TOKENS, [&](int from, int to) {
+        kda_gate_forward(&raw[from * C], m.dt_bias, m.A_log, &g[from * C], m.bounded, m.lower, to - from, H, K);
+    });
     Buffer o = buffer(N * C);
     for (int i = 0; i < t.count; i++) {
         const int n = t.starts[i + 1] - t.starts[i];
         const size_t at = static_cast<size_t>(t.starts[i]) * C;
-        float *past = s.conv + t.rows[i] * s.conv_row, *S = s.memory + t.rows[i] * s.memory_row;
-        conv_forward(&qkv[3 * at], m.taps, past, nullptr, &q[at], &k[at], &v[at], 1, n, H, K, m.width, m.l2_eps);
+        float* past = s.conv + t.rows[i] * s.conv_row;
+        convolve(m, &qkv[3 * at], past, n, &q[at], &k[at], &v[at]);
         shift(past, &qkv[3 * at], n, m.width - 1, 3 * C);
-        kda_forward(&q[at], &k[at], &v[at], &g[at], &beta[static_cast<size_t>(t.starts[i]) * H], S, nullptr, &o[at], S,
-                    nullptr, nullptr, 1, n, H, K, K);
     }
-    const Buffer gate = m.g_a.panels ? apply(m.g, apply(m.g_a, x, N).get(), N) : apply(m.g, x, N);
-    gated_norm_forward(o.get(), m.o_norm, gate.get(), q.get(), m.eps, N * H, K);
+    const bool alone = threads::members == 1;
+    parallel(alone ? t.count : t.count * H, [&](int part) {
+        const int i = alone ? part : part / H, n = t.starts[i + 1] - t.starts[i];
+        const size_t at = static_cast<size_t>(t.starts[i]) * C;
+        const float* b = &beta[static_cast<size_t>(t.starts[i]) * H];
+        float* S = s.memory + t.rows[i] * s.memory_row;
+        if (alone)
+            kda_forward(&q[at], &k[at], &v[at], &g[at], b, S, nullptr, &o[at], S, nullptr, nullptr, 1, n, H, K, K);
+        else
+            head_rule(&q[at], &k[at], &v[at], &g[at], b, S + static_cast<size_t>(part % H) * K * K, &o[at], n, H, K, part % H);
+    });
+    const Buffer gate = m.g_a.panels ? apply(m.g, apply(m.g_a, x).get(), N) : apply(m.g, x);
+    ranges(N, SOME_TOKENS, [&](int from, int to) {
+        gated_norm_forward(&o[from * C], m.o_norm, &gate[from * C], &q[from * C], m.eps, (to - from) * H, K);
+    });
     return apply(m.o, q.get(), N);
 }
 
@@ -216,55 +255,61 @@ void mix(const float* q, const Latents& latents, int seen, int rank, float scale
         weighted_sum(weights + j, latents.at(j), std::min(page, seen - j), W, rank, out);
 }
 
-Buffer attend(const MLA& m, const float* x, const Tokens& t, const State& s) {
+Buffer attend(const MLA& m, const float* input, const Tokens& t, const State& s) {
     const int N = t.N, H = m.heads, P = m.k_up.in, rank = m.k_up.out, V = m.v_up.out, W = rank + m.rope, Q = P + m.rope;
-    Buffer q, joint = apply(m.kv_a, x, N), latent_q = buffer(static_cast<size_t>(N) * H * W);
+    Rows x(input, m.kv_a.in, N);
+    Buffer q, joint = apply(m.kv_a, x), latent_q = buffer(static_cast<size_t>(N) * H * W);
     if (m.q_a.panels) {
-        Buffer low = apply(m.q_a, x, N), normed = buffer(static_cast<size_t>(N) * m.q_a.out);
+        Buffer low = apply(m.q_a, x), normed = buffer(static_cast<size_t>(N) * m.q_a.out);
         rms_norm_forward(low.get(), m.q_norm, normed.get(), N, m.q_a.out, m.eps);
         q = apply(m.q, normed.get(), N);
     } else {
-        q = apply(m.q, x, N);
+        q = apply(m.q, x);
     }
-    for (int h = 0; h < H; h++)
-        multiply_packed(q.get() + h * Q, {H * Q, 1}, m.k_up.panels + h * packed_size(P, rank), P,
-                        latent_q.get() + h * W, H * W, N, P, rank, false);
+    parallel(H, [&](int h) {
+        Rows mine(q.get() + h * Q, H * Q, N);
+        apply(nth(m.k_up, h), mine, latent_q.get() + h * W, H * W);
+    });
     Buffer mixed = buffer(static_cast<size_t>(N) * H * rank);
-    std::vector<float> weights;
     for (int i = 0; i < t.count; i++) {
         const int* table = t.pages.table + static_cast<size_t>(t.rows[i]) * t.pages.width;
         const Latents latents{s.memory, s.memory_row, table, t.pages.page, W};
+        const int64_t before = t.lengths[t.rows[i]] - t.starts[i];
         for (int n = t.starts[i]; n < t.starts[i + 1]; n++) {
-            const int64_t position = t.lengths[t.rows[i]] + n - t.starts[i];
-            float* latent = latents.at(position);
+            float* latent = latents.at(before + n);
             rms_norm_forward(&joint[static_cast<size_t>(n) * W], m.kv_norm, latent, 1, rank, m.eps);
-            place(m, &joint[static_cast<size_t>(n) * W + rank], position, latent + rank);
-            weights.resize(position + 1);
-            for (int h = 0; h < H; h++) {
-                const size_t at = static_cast<size_t>(n) * H + h;
-                place(m, &q[at * Q + P], position, &latent_q[at * W + rank]);
-                mix(&latent_q[at * W], latents, position + 1, rank, m.scale, weights.data(), &mixed[at * rank]);
-            }
+            place(m, &joint[static_cast<size_t>(n) * W + rank], before + n, latent + rank);
         }
+        parallel((t.starts[i + 1] - t.starts[i]) * H, [&](int part) {
+            const int n = t.starts[i] + part / H;
+            const size_t at = static_cast<size_t>(n) * H + part % H;
+            thread_local std::vector<float> weights;
+            weights.resize(before + n + 1);
+            place(m, &q[at * Q + P], before + n, &latent_q[at * W + rank]);
+            mix(&latent_q[at * W], latents, before + n + 1, rank, m.scale, weights.data(), &mixed[at * rank]);
+        });
     }
     Buffer o = buffer(static_cast<size_t>(N) * H * V);
-    for (int h = 0; h < H; h++)
-        multiply_packed(mixed.get() + h * rank, {H * rank, 1}, m.v_up.panels + h * packed_size(rank, V), rank,
-                        o.get() + h * V, H * V, N, rank, V, false);
+    parallel(H, [&](int h) {
+        Rows mine(mixed.get() + h * rank, H * rank, N);
+        apply(nth(m.v_up, h), mine, o.get() + h * V, H * V);
+    });
     if (m.g.panels) {
-        const Buffer gate = apply(m.g, x, N);
+        const Buffer gate = apply(m.g, x);
         sigmoid_rows(gate.get(), N, H * V);
         for (int i = 0; i < N * H * V; i++) o[i] *= gate[i];
     }
     return apply(m.o, o.get(), N);
 }
 
-Buffer feed_forward(const MLP& m, const float* x, int N) {
+Buffer feed_forward(const MLP& m, Rows& x) {
     const int I = m.gate.out;
-    const Buffer gate = apply(m.gate, x, N), up = apply(m.up, x, N);
+    const Buffer gate = apply(m.gate, x), up = apply(m.up, x);
     const Glu glu{m.beta, m.linear};
-    for (int i = 0; i < N; i++) glu.forward(&gate[i * I], &up[i * I], &gate[i * I], I);
-    return apply(m.down, gate.get(), N);
+    ranges(x.N, SOME_TOKENS, [&](int from, int to) {
+        for (int i = from; i < to; i++) glu.forward(&gate[i * I], &up[i * I], &gate[i * I], I);
+    });
+    return apply(m.down, gate.get(), x.N);
 }
 
 // The chosen experts of one token, s [E] its scores: the largest of s + bias, and their weights.
@@ -282,20 +327,74 @@ void choose(const MoE& m, const float* s, int64_t* chosen, float* p) {
     for (int i = 0; i < m.chosen; i++) p[i] = (m.renormalize ? p[i] / sum : p[i]) * m.factor;
 }
 
-Buffer feed_forward(const MoE& m, const float* x, int N) {
-    const int E = m.experts, k = m.chosen, L = m.w1.in, I = m.w1.out;
-    Buffer scores = apply(m.router, x, N), p = buffer(static_cast<size_t>(N) * k);
-    std::vector<int64_t> chosen(static_cast<size_t>(N) * k), order(chosen.size()), starts(E + 1);
+// sum_i p_i E_i(z) with experts in 4 or 8 bits: gate and up of every assignment (sorted by expert), then down, then
+// each token's sum in the order of its experts.
+Buffer quantised_experts(const MoE& m, Rows& z, const int64_t* chosen, const float* p) {
+    const int N = z.N, k = m.chosen, L = m.w1.in, I = m.w1.out, total = N * k;
+    std::vector<int64_t> order(total), starts(m.experts + 1);
+    sort_by_expert(chosen, total, m.experts, order.data(), starts.data());
+    std::vector<int> active, tokens(total), all(total), place(total);
+    for (int e = 0; e < m.experts; e++)
+        if (starts[e] < starts[e + 1]) active.push_back(e);
+    for (int i = 0; i < total; i++) tokens[i] = order[i] / k, all[i] = i, place[order[i]] = i;
+    // A part is a share of an expert's panels: few experts are split, so that every member has some.
+    const int shares = std::max<int>(1, 4 * threads::members / static_cast<int>(active.size()));
+    const auto product = [&](const Matrix& stack, const Rows8& x, const int* rows, int part, float* y, ptrdiff_t ld) {
+        const int e = active[part / shares], share = part % shares, panels = (stack.out + OUTS - 1) / OUTS;
+        const Matrix w = nth(stack, e);
+        const Chosen mine{x, rows + starts[e], static_cast<int>(starts[e + 1] - starts[e])};
+        quantised_product(w.kind, reinterpret_cast<const uint8_t*>(w.panels), w.in, w.out, mine, y + starts[e] * ld, ld,
+                          panels * share / shares, panels * (share + 1) / shares);
+    };
+    const int parts = static_cast<int>(active.size()) * shares;
+    Buffer joint = buffer(static_cast<size_t>(total) * 2 * I), y = buffer(static_cast<size_t>(total) * L);
+    const Rows8& narrow = z.rounded(L);
+    parallel(parts, [&](int part) {
+        product(m.w1, narrow, tokens.data(), part, joint.get(), 2 * I);
+        product(m.w3, narrow, tokens.data(), part, joint.get() + I, 2 * I);
+    });
+    const Glu glu{m.beta, m.linear};
+    ranges(total, SOME_TOKENS, [&](int from, int to) {
+        for (int i = from; i < to; i++) glu.forward(&joint[i * 2 * I], &joint[i * 2 * I + I], &joint[i * 2 * I], I);
+    });
+    const Rows8 hidden(joint.get(), 2 * I, total, I);
+    parallel(parts, [&](int part) { product(m.w2, hidden, all.data(), part, y.get(), L); });
+    Buffer u = buffer(static_cast<size_t>(N) * L);
+    ranges(N, SOME_TOKENS, [&](int from, int to) {
+        for (int n = from; n < to; n++) {
+            std::vector<int> mine(place.begin() + n * k, place.begin() + (n + 1) * k);
+            std::sort(mine.begin(), mine.end());
+            float* sum = &u[static_cast<size_t>(n) * L];
+            std::fill(sum, sum + L, 0.0f);
+            for (int i : mine)
+                for (int j = 0; j < L; j++) sum[j] += p[order[i]] * y[static_cast<size_t>(i) * L + j];
+        }
+    });
+    return u;
+}
+
+Buffer float_experts(const MoE& m, const Rows& z, const int64_t* chosen, const float* p) {
+    const int N = z.N, k = m.chosen, L = m.w1.in, I = m.w1.out;
+    std::vector<int64_t> order(static_cast<size_t>(N) * k), starts(m.experts + 1);
+    Buffer joint = buffer(static_cast<size_t>(N) * k * 2 * I), u = buffer(static_cast<size_t>(N) * L);
+    const auto panels = [](const Matrix& stack, int e) { return reinterpret_cast<const float*>(nth(stack, e).panels); };
+    const auto packed = [&](int e) { return Expert{panels(m.w1, e), panels(m.w3, e), panels(m.w2, e)}; };
+    run_experts(z.x, chosen, p, packed, u.get(), joint.get(), order.data(), starts.data(), N, k, m.experts, L, I,
+                Glu{m.beta, m.linear});
+    return u;
+}
+
+Buffer feed_forward(const MoE& m, Rows& x) {
+    const int N = x.N, E = m.experts, k = m.chosen, L = m.w1.in;
+    Buffer scores = apply(m.router, x), p = buffer(static_cast<size_t>(N) * k);
+    std::vector<int64_t> chosen(static_cast<size_t>(N) * k);
     sigmoid_rows(scores.get(), N, E);
     for (int i = 0; i < N; i++) choose(m, &scores[i * E], &chosen[i * k], &p[i * k]);
-    Buffer low = m.down.panels ? apply(m.down, x, N) : nullptr, u = buffer(static_cast<size_t>(N) * L);
-    Buffer joint = buffer(static_cast<size_t>(N) * k * 2 * I);
-    const auto packed = [&](int e) {
-        const size_t in = e * packed_size(L, I), out = e * packed_size(I, L);
-        return Expert{m.w1.panels + in, m.w3.panels + in, m.w2.panels + out};
-    };
-    run_experts(low ? low.get() : x, chosen.data(), p.get(), packed, u.get(), joint.get(), order.data(), starts.data(),
-                N, k, E, L, I, Glu{m.beta, m.linear});
+    const Buffer low = m.down.panels ? apply(m.down, x) : nullptr;
+    Rows latent(low.get(), L, N);
+    Rows& z = low ? latent : x;
+    Buffer u = m.w1.kind == FLOAT ? float_experts(m, z, chosen.data(), p.get())
+                                  : quantised_experts(m, z, chosen.data(), p.get());
     if (m.norm) {
         Buffer normed = buffer(static_cast<size_t>(N) * L);
         rms_norm_forward(u.get(), m.norm, normed.get(), N, L, m.eps);
@@ -303,7 +402,7 @@ Buffer feed_forward(const MoE& m, const float* x, int N) {
     }
     Buffer y = m.up.panels ? apply(m.up, u.get(), N) : std::move(u);
     if (m.shared.gate.panels) {
-        const Buffer more = feed_forward(m.shared, x, N);
+        const Buffer more = feed_forward(m.shared, x);
         for (int i = 0; i < N * m.shared.down.out; i++) y[i] += more[i];
     }
     return y;
@@ -319,14 +418,14 @@ struct Stream {
     // What a sublayer reads: the norm of the mix.
     Buffer read(const float* query, const float* norm) const {
         Buffer h = buffer(static_cast<size_t>(rows) * d);
-        if (banked.empty()) {
-            rms_norm_forward(live.get(), norm, h.get(), rows, d, eps);
-            return h;
-        }
-        std::vector<const float*> sources;
-        for (const Buffer& b : banked) sources.push_back(b.get());
-        sources.push_back(live.get());
-        attn_res_forward(sources.data(), query, norm, h.get(), rows, d, static_cast<int>(sources.size()), eps, eps);
+        ranges(rows, SOME_TOKENS, [&](int from, int to) {
+            const size_t at = static_cast<size_t>(from) * d;
+            if (banked.empty()) return rms_norm_forward(&live[at], norm, &h[at], to - from, d, eps);
+            std::vector<const float*> sources;
+            for (const Buffer& b : banked) sources.push_back(&b[at]);
+            sources.push_back(&live[at]);
+            attn_res_forward(sources.data(), query, norm, &h[at], to - from, d, static_cast<int>(sources.size()), eps, eps);
+        });
         return h;
     }
     void add(const float* o) {
@@ -363,12 +462,14 @@ void pass(const Model& m, const int64_t* ids, const Tokens& t, const State* stat
             s.add(o.get());
         }
         x = s.read(layer.ffn_query, layer.ffn_norm);
-        s.add((layer.moe ? feed_forward(*layer.moe, x.get(), N) : feed_forward(*layer.mlp, x.get(), N)).get());
+        Rows rows(x.get(), d, N);
+        s.add((layer.moe ? feed_forward(*layer.moe, rows) : feed_forward(*layer.mlp, rows)).get());
     }
     if (wanted.empty()) return;
     const int n = static_cast<int>(wanted.size());
     const Buffer h = s.only(wanted.data(), n).read(m.query, m.norm);
-    multiply_packed(h.get(), {d, 1}, m.head.panels, d, logits, m.head.out, n, d, m.head.out, false);
+    Rows rows(h.get(), d, n);
+    apply(m.head, rows, logits, m.head.out);
 }
 
 }  // namespace
@@ -379,7 +480,9 @@ EXPORT void pack_matrix(const float* W, float* panels, int in, int out) { pack(W
 // tokens, lengths stay. Sequences go in groups of about 256 tokens, so that their activations stay in the cache.
 EXPORT void decode(
     const Model* model, const int64_t* ids, const int* rows, const int* starts, const int64_t* lengths,
-    const State* states, const int* table, int table_width, int page, const int* wanted, float* logits, int count) {
+    const State* states, const int* table, int table_width, int page, const int* wanted, float* logits, int count,
+    int team) {
+    const threads::Team together(team);
     for (int from = 0, to; from < count; from = to) {
         to = from + 1;
         while (to < count && starts[to + 1] - starts[from] <= 256) to++;
