@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from moonlet.chat.formats import format_of as format_of_chat
 from moonlet.data.tokenizer import Tokenizer
 from moonlet.engine.tensor_files import FORMATS, Dequantised, TensorFiles, format_of
 from moonlet.errors import InputError
@@ -85,7 +86,7 @@ def write(
     with new_folder(folder) as tmp:
         save_file(tensors, tmp / "model.safetensors", metadata={"format": "pt"})
         (tmp / "config.json").write_text(json.dumps(config, indent=2))
-        eos = tokenizer.special["<|end_of_msg|>"]
+        eos = tokenizer.special[format_of_chat(tokenizer.special).end]
         (tmp / "generation_config.json").write_text(json.dumps({"eos_token_id": eos, "temperature": 1.0}))
         (tmp / "tools.json").write_text(json.dumps(tools, ensure_ascii=False))
         tokenizer.save(tmp, chat_template=chat_template)
