@@ -1,166 +1,175 @@
-"""GGUF files against llama.cpp: logits at every position, greedy continuations, token ids; what is refused."""
+"""F32 GGUF files against llama.cpp: logits at every position, greedy continuations, a trained model, token ids."""
 
-import json
-from collections.abc import Iterator
+import itertools
+import random
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import tiny_model_folder, tiny_tokenizer
-from llama import Llama, Opened
-from small_models import FORMS, k3, random_ids, random_model
+from llama import agree, decided, first_decided, opened, written
+from small_models import FORMS, YARN, k2, k3, kimi_linear, linear_attn, random_ids, random_model
 
+from moonlet.data import tiny_world_text
+from moonlet.data import tokenizer as tokenizers
+from moonlet.data.presplit import PATTERN, PUBLISHED_PATTERN
+from moonlet.data.shards import Loader
+from moonlet.data.tiny_world import World
 from moonlet.engine import gguf_file
 from moonlet.engine.export import export
 from moonlet.engine.generate import Decoder, Sampling, generate
-from moonlet.engine.load import load
-from moonlet.errors import InputError
+from moonlet.engine.load import load, write
+from moonlet.model.config import ModelConfig, for_depth
 from moonlet.model.model import Model
-from moonlet.quant.grids import round_to_grid
+from moonlet.optim.muon import MuonAdamW, OptimConfig, muon_blocks
+from moonlet.train.corpus import pretrain_rows
+from moonlet.train.loop import to_tensors
+from moonlet.train.step import Stepper
 
-ONE_EPS = {"rms_norm_eps": 1e-6, "mla_norm_eps": 1e-6}
-LENGTHS = [1, 5, 17, 64, 100, 300, 1000]
-
-
-@pytest.fixture
-def llama() -> Iterator[Opened]:
-    opened: list[Llama] = []
-
-    def make(path: Path) -> Llama:
-        opened.append(Llama(path))
-        return opened[-1]
-
-    yield make
-    for one in opened:
-        one.close()
+ONE_EPS = {"rms_norm_eps": 1e-6, "mla_norm_eps": 1e-6, "l2_eps": 1e-6}
+LENGTHS = [1, 2, 3, 4, 5, 7, 11, 16, 17, 31, 33, 64, 65, 100, 128, 200, 255, 300, 511, 1000]
+TEXTS = tiny_world_text.documents(World(0), 0, 300)
+UNSEEN = tiny_world_text.documents(World(0), 1, 60)
+QUICKSTART = Path(__file__).parents[2] / "runs" / "quickstart" / "model"
 
 
-def written(model: Model, path: Path, kind: str = "f32") -> Path:
-    gguf_file.write(model, None, path, kind, "test", None)
-    return path
+def random_prompts(model: Model, lengths: list[int]) -> list[list[int]]:
+    return [first_decided(model, (random_ids(1, n, s)[0].tolist() for s in itertools.count(n))) for n in lengths]
 
 
-@torch.no_grad()
-def agree(ours: Model, theirs: Llama, prompts: list[list[int]]) -> None:
-    """The witness's bounds: no logit 1e-3 apart, the median position 1e-4, and the same best token everywhere."""
-    worst: list[torch.Tensor] = []
-    for ids in prompts:
-        a, b = ours(torch.tensor([ids]))[0], theirs.logits(ids)
-        assert a.std() > 0.1 and torch.equal(a.argmax(-1), b.argmax(-1))
-        worst.append((a - b).abs().amax(-1))
-    assert torch.cat(worst).max() < 1e-3
-    assert torch.cat(worst).median() < 1e-4
+def same_continuations(model: Model, path: Path, ids: list[int]) -> None:
+    """20 tokens after each of 200 prompts cut from `ids`, 1 to 20 tokens long, on whose way all is decided."""
+    prompts = [ids[20 * i :][: 1 + i % 20] for i in range(len(ids) // 20)]
+    ours = generate(Decoder(model), prompts, list(range(len(prompts))), -1, Sampling(0.0, max_tokens=20))
+    clear = []
+    for group in (ours[n::20] for n in range(20)):
+        rows = torch.tensor([r.prompt + r.ids[:-1] for r in group])
+        clear += [r for r, sure in zip(group, decided(model, rows)) if sure]
+    assert len(clear) >= 200
+    with opened(path, sequences=200) as theirs:
+        assert [r.ids for r in clear[:200]] == theirs.greedy([r.prompt for r in clear[:200]], 20)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("form", ["k3", "kimi_linear"])
-def test_logits_are_llama_cpp_s(form: str, seed: int, tmp_path: Path, llama: Opened) -> None:
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("form", FORMS)
+def test_logits_are_llama_cpp_s(form: str, seed: int, tmp_path: Path) -> None:
     model = random_model(FORMS[form](**ONE_EPS, max_position_embeddings=2048), seed, std=0.2)
-    theirs = llama(written(model, tmp_path / "m.gguf"))
-    agree(model, theirs, [random_ids(1, n, seed=n)[0].tolist() for n in LENGTHS])
+    with opened(written(model, tmp_path)) as theirs:
+        agree(model, theirs, random_prompts(model, LENGTHS))
 
 
-def test_greedy_continuations_are_llama_cpp_s(tmp_path: Path, llama: Opened) -> None:
-    model = random_model(FORMS["k3"](**ONE_EPS, max_position_embeddings=2048), std=0.2)
-    theirs = llama(written(model, tmp_path / "m.gguf"))
-    prompts = [random_ids(1, 3 + i, seed=i)[0].tolist() for i in range(20)]
-    ours = generate(Decoder(model), prompts, list(range(20)), -1, Sampling(0.0, max_tokens=20))
-    assert [r.ids for r in ours] == [theirs.greedy(prompt, 20) for prompt in prompts]
+@pytest.mark.parametrize("form", FORMS)
+def test_200_greedy_continuations_are_llama_cpp_s(form: str, tmp_path: Path) -> None:
+    model = random_model(FORMS[form](**ONE_EPS, max_position_embeddings=2048), std=0.2)
+    same_continuations(model, written(model, tmp_path), random_ids(1, 4800)[0].tolist())
 
 
-def test_the_witness_sees_a_wrong_model(tmp_path: Path, llama: Opened) -> None:
+def test_the_witness_sees_a_wrong_model(tmp_path: Path) -> None:
     model = random_model(FORMS["k3"](**ONE_EPS), std=0.2)
-    theirs = llama(written(model, tmp_path / "m.gguf"))
     ids = random_ids(1, 50)[0].tolist()
-    model.layers[1].self_attn.A_log.data += 0.1
-    with pytest.raises(AssertionError):
+    with opened(written(model, tmp_path)) as theirs:
         agree(model, theirs, [ids])
+        model.layers[1].self_attn.A_log.data += 0.1
+        with pytest.raises(AssertionError):
+            agree(model, theirs, [ids])
 
 
-def test_a_model_folder_with_its_tokenizer(tmp_path: Path, llama: Opened) -> None:
-    folder = tiny_model_folder(tmp_path)
-    told = export(folder, "gguf", tmp_path / "m.gguf", "f32")
-    assert any("epsilons differ" in line for line in told)
-    theirs, (model, tokenizer) = llama(tmp_path / "m.gguf"), load(folder)
-    assert tokenizer is not None and theirs.size == tokenizer.vocab_size
+def random_config(form: str, seed: int) -> ModelConfig:
+    r = random.Random(f"{form} {seed}")
+    heads = r.choice([1, 2, 3])
+    shape = {
+        **ONE_EPS,
+        "max_position_embeddings": 2048,
+        "num_attention_heads": heads,
+        "hidden_size": r.choice([20, 32, 48]),
+        "num_hidden_layers": (layers := r.choice([2, 3, 4, 5])),
+        "kv_lora_rank": r.choice([8, 13, 16]),
+        "qk_nope_head_dim": r.choice([5, 8, 16]),
+        "qk_rope_head_dim": r.choice([2, 4, 16]),
+        "v_head_dim": r.choice([6, 12, 16]),
+        "num_experts": r.choice([3, 6, 9]),
+        "num_experts_per_token": r.choice([1, 2, 3]),
+        "num_shared_experts": r.choice([1, 2]),
+        "moe_intermediate_size": r.choice([8, 16, 20]),
+        "first_k_dense_replace": r.choice([0, 1, 2]),
+        "routed_scaling_factor": r.choice([1, 2.5]),
+    }
+    full = sorted({layers, r.randint(2, layers)})
+    linear = {"full_attn_layers": full, "kda_layers": [i for i in range(1, layers + 1) if i not in full]}
+    linear |= {"num_heads": heads, "head_dim": r.choice([4, 16, 20]), "short_conv_kernel_size": r.choice([3, 4])}
+    if form == "kimi_linear":
+        return kimi_linear(**shape, linear_attn_config=linear_attn(**linear))
+    shape |= {"q_lora_rank": r.choice([None, 12]), "moe_renormalize": r.choice([True, False])}
+    if form == "k3":
+        k3_linear = {**(k3().linear_attn_config or {}), **linear, "gate_lower_bound": r.choice([-5.0, -2.5])}
+        own = {"routed_expert_hidden_size": r.choice([8, 20]), "attn_res_block_size": r.choice([1, 2, 3])}
+        own |= {"latent_moe_use_norm": r.choice([True, False])}
+        return k3(**shape, **own, linear_attn_config=k3_linear)
+    scaling = {**YARN, "factor": r.choice([2, 32]), "beta_fast": 32, "mscale_all_dim": r.choice([0.7, 1])}
+    return k2(**shape, rope_theta=r.choice([1e4, 5e4]), rope_scaling=r.choice([None, scaling]))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(200))
+@pytest.mark.parametrize("form", ["k3", "kimi_linear", "k2"])
+def test_logits_of_many_shapes(form: str, seed: int, tmp_path: Path) -> None:
+    model = random_model(random_config(form, seed), seed, std=0.2)
+    with opened(written(model, tmp_path)) as theirs:
+        agree(model, theirs, random_prompts(model, [1, 9, 70, 200]))
+
+
+@pytest.mark.parametrize("pattern", [PATTERN, PUBLISHED_PATTERN])
+def test_token_ids_are_llama_cpp_s(pattern: str, tmp_path: Path) -> None:
+    tokenizer = tokenizers.train(TEXTS, 512, pattern)
+    path = tmp_path / "m.gguf"
+    gguf_file.write(random_model(k2(vocab_size=tokenizer.vocab_size)), tokenizer, path, "f32", "test", None)
     texts = [
-        "What is 12 + 3045? It is 42.",
+        *UNSEEN,
+        "What is 12 + 3045? It's 42, they'LL say.",
         "def add(a, b):\n    return a + b\n",
-        "多少？ 算一下 7乘8。",
-        "(Hi) \t there!\n\n",
+        "多少？ 算一下 7乘8。北京abc",
+        "(Hi) \t there!\n\n 1234567 x   y\r\n\r\n",
+        "ünïcödé HELLOWorld naïve ΑΒΓ   ",
     ]
-    for text in texts:
-        assert theirs.tokenize(text) == tokenizer.encode(text)
-    ids = tokenizer.encode(" ".join(texts))
-    with torch.no_grad():
-        ours = model(torch.tensor([ids]))[0]
-    assert (ours - theirs.logits(ids)).abs().max() < 5e-3  # the epsilons differ
+    with opened(path) as theirs:
+        assert [theirs.tokenize(text) for text in texts] == [tokenizer.encode(text) for text in texts]
 
 
-def test_mxfp4_experts_lose_nothing(tmp_path: Path) -> None:
-    gguf = pytest.importorskip("gguf")
-    model = random_model(k3(routed_expert_hidden_size=32, moe_intermediate_size=32, hidden_size=32))
-    for layer in model.layers:
-        for w in layer.mlp.experts.parameters() if layer.moe else ():
-            w.data = round_to_grid(w.data, "mxfp4")
-    path = written(model, tmp_path / "m.gguf", "mxfp4")
-    stored = {t.name: t for t in gguf.GGUFReader(path).tensors}
-    experts = stored["blk.1.ffn_up_exps.weight"]
-    assert experts.tensor_type.name == "MXFP4" and stored["blk.1.attn_q.weight"].tensor_type.name == "BF16"
-    back = torch.tensor(gguf.quants.dequantize(experts.data, experts.tensor_type))
-    assert torch.equal(back, model.layers[1].mlp.experts.w3.detach())
+def trained(folder: Path) -> Path:
+    """Write a model of K3's form after some steps on the tiny world's text."""
+    tokenizer = tokenizers.train(TEXTS, 512)
+    rows = pretrain_rows(tokenizer, [[(text, True)] for text in TEXTS], 128)
+    widths = ["q_lora_rank", "kv_lora_rank", "routed_expert_hidden_size", "moe_intermediate_size"]
+    shape = {"hidden_size": 64, "num_attention_heads": 2, "num_heads": 2, "intermediate_size": 96}
+    shape |= {**dict.fromkeys(widths, 32), **ONE_EPS, "max_position_embeddings": 2048}
+    model = Model(for_depth(4, tokenizer.vocab_size, shape)).init_weights(0)
+    optimizer = MuonAdamW(model, muon_blocks(model), OptimConfig(muon_lr=0.02, adamw_lr=0.003))
+    loader, stepper = Loader(rows, 0, 4), Stepper(1)
+    losses = [stepper.step(model, optimizer, to_tensors(loader.batch(s)), 1.0, 100.0)["loss"] for s in range(30)]
+    assert losses[-1] < losses[0] - 1
+    write(folder, model, tokenizer, "none", {"tools": []}, "")
+    return folder
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("kind", ["f16", "bf16", "q8_0", "q4_0"])
-def test_other_types_load_and_hold_the_weights(kind: str, tmp_path: Path, llama: Opened) -> None:
-    sizes = {"hidden_size": 64, "kv_lora_rank": 32, "qk_nope_head_dim": 32, "v_head_dim": 32, "q_lora_rank": 32}
-    sizes |= {"moe_intermediate_size": 32, "routed_expert_hidden_size": 32, "intermediate_size": 64}
-    linear = {**(k3().linear_attn_config or {}), "head_dim": 32}
-    model = random_model(k3(**ONE_EPS, **sizes, linear_attn_config=linear))
-    for layer in model.layers[1:]:  # rounding would flip the near ties of an untrained router
-        layer.mlp.gate.e_score_correction_bias.copy_(torch.arange(6.0))
-    ids = random_ids(1, 40)[0].tolist()
-    exact, rounded = (llama(written(model, tmp_path / f"{k}.gguf", k)).logits(ids) for k in ("f32", kind))
-    if kind in ("f16", "bf16"):  # the others round activations too, and what that does grows from layer to layer
-        assert 0 < float((rounded - exact).norm() / exact.norm()) < {"f16": 0.02, "bf16": 0.05}[kind]
-    gguf = pytest.importorskip("gguf")
-    stored = {t.name: t for t in gguf.GGUFReader(tmp_path / f"{kind}.gguf").tensors}
-    for name, value in gguf_file.tensors(model):
-        t = stored[name]
-        back = torch.tensor(gguf.quants.dequantize(t.data, t.tensor_type)).reshape(value.shape)
-        bound = {"F32": 0.0, "F16": 5e-4, "BF16": 4e-3, "Q8_0": 0.01, "Q4_0": 0.12}[t.tensor_type.name]
-        assert float((back - value).norm() / value.norm()) <= bound, name
-        assert (t.tensor_type.name == "F32") == (gguf_file.kind_of(name, value, kind) == "f32")
+def check_folder(folder: Path, out: Path) -> None:
+    """A folder's F32 file: ids of unseen texts, logits of 20 prompts cut from them, 200 greedy continuations."""
+    export(folder, "gguf", out, "f32")
+    model, tokenizer = load(folder)
+    assert tokenizer is not None
+    ids = tokenizer.encode("".join(UNSEEN))
+    with opened(out) as theirs:
+        assert theirs.size == tokenizer.vocab_size
+        for text in UNSEEN:
+            assert theirs.tokenize(text) == tokenizer.encode(text)
+        agree(model, theirs, [first_decided(model, (ids[s : s + n] for s in itertools.count(n))) for n in LENGTHS])
+    same_continuations(model, out, ids[:5000])
 
 
-def test_folders_in_other_forms(tmp_path: Path) -> None:
-    folder = tiny_model_folder(tmp_path)
-    model, _ = load(folder)
-    ids = torch.arange(40)[None]
-    with torch.no_grad():
-        for to in ("hf", "mxfp4"):  # the experts are on that grid already
-            export(folder, to, tmp_path / to, "f32")
-            assert torch.equal(load(tmp_path / to)[0](ids), model(ids))
-        told = export(folder, "int4", tmp_path / "int4", "f32")
-        assert "int4: relative error 0." in told[-1]
-        assert 0 < (load(tmp_path / "int4")[0](ids) - model(ids)).abs().max() < 0.5
-    assert json.loads((tmp_path / "hf" / "tools.json").read_text())["tools"]
+def test_a_trained_model(tmp_path: Path) -> None:
+    check_folder(trained(tmp_path / "model"), tmp_path / "m.gguf")
 
 
-def test_bad_input(tmp_path: Path) -> None:
-    folder = tiny_model_folder(tmp_path)
-    for to, kind, word in (("gguff", "f32", "gguf"), ("gguf", "f64", "f16")):
-        with pytest.raises(InputError, match=word):
-            export(folder, to, tmp_path / "x", kind)
-    with pytest.raises(InputError, match=r"does not go into Q4_0 .* try f16"):
-        written(random_model(k3()), tmp_path / "x", "q4_0")
-    with pytest.raises(InputError, match="is the model itself"):
-        export(folder, "hf", folder, "f32")
-    with pytest.raises(InputError, match="K2"):
-        written(random_model(FORMS["k2"]()), tmp_path / "x")
-    with pytest.raises(InputError, match="gate_lower_bound"):
-        linear = {k: v for k, v in (k3().linear_attn_config or {}).items() if k != "gate_lower_bound"}
-        written(random_model(k3(linear_attn_config=linear)), tmp_path / "x")
-    assert not (tmp_path / "x").exists() and not list(tmp_path.glob(".*"))
-    assert tiny_tokenizer().vocab_size > 0
+@pytest.mark.soak
+def test_the_quickstart_s_model(tmp_path: Path) -> None:
+    if not QUICKSTART.exists():
+        pytest.skip("needs runs/quickstart: make quickstart")
+    check_folder(QUICKSTART, tmp_path / "m.gguf")

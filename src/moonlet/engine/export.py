@@ -7,7 +7,7 @@ import json
 import math
 from pathlib import Path
 
-from moonlet.engine import gguf_file
+from moonlet.engine import gguf_arch, gguf_file
 from moonlet.engine.load import load, write
 from moonlet.errors import InputError, nearest
 from moonlet.files import check_writable
@@ -29,7 +29,7 @@ def export(folder: Path, to: str, out: Path, kind: str) -> list[str]:
     text = template.read_text() if template.exists() else None
     if to == "gguf":
         gguf_file.write(model, tokenizer, out, kind, out.stem, text)
-        told = [f"note: {line}" for line in gguf_file.differences(model.config)]
+        told = [f"note: {line}" for line in gguf_arch.differences(model.config)]
         grid = "mxfp4" if kind == "mxfp4" else "none"
     else:
         if tokenizer is None:
