@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 
 from moonlet.engine import gguf_arch, gguf_file
+from moonlet.engine.card import card
 from moonlet.engine.load import load, write
 from moonlet.errors import InputError, nearest
 from moonlet.files import check_writable
@@ -27,19 +28,19 @@ def export(folder: Path, to: str, out: Path, kind: str) -> list[str]:
     check_writable(out.parent, 5 * sum(p.numel() for p in model.parameters()))
     template = folder / "chat_template.jinja"
     text = template.read_text() if template.exists() else None
+    grid = FOLDER_FORMATS[to] if to != "gguf" else "mxfp4" if kind == "mxfp4" else "none"
+    told = []
+    if grid != "none":
+        told = [f"Experts rounded to {grid}: relative error {rounding_error(model, grid):.2g}"]
     if to == "gguf":
         gguf_file.write(model, tokenizer, out, kind, out.stem, text)
-        told = [f"note: {line}" for line in gguf_arch.differences(model.config)]
-        grid = "mxfp4" if kind == "mxfp4" else "none"
+        told += [f"note: {line}" for line in gguf_arch.differences(model.config)]
     else:
         if tokenizer is None:
             raise InputError(f"{folder} has no tokenizer.json; a folder is exported with its tokenizer")
         declared = folder / "tools.json"
         tools = json.loads(declared.read_text()) if declared.exists() else {"tools": []}
-        grid, told = FOLDER_FORMATS[to], []
-        write(out, model, tokenizer, grid, tools, text or "")
-    if grid != "none":
-        told.append(f"experts rounded to {grid}: relative error {rounding_error(model, grid):.2g}")
+        write(out, model, tokenizer, grid, tools, text or "", card(folder, model.config, told))
     return [f"wrote {out}", *told]
 
 

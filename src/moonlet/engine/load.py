@@ -71,16 +71,22 @@ def pack(name: str, w: Tensor, format: str) -> dict[str, Tensor]:
 
 
 def write(
-    folder: Path, model: Model, tokenizer: Tokenizer, format: str, tools: dict[str, Any], chat_template: str
+    folder: Path,
+    model: Model,
+    tokenizer: Tokenizer,
+    format: str,
+    tools: dict[str, Any],
+    chat_template: str,
+    card: str | None = None,
 ) -> None:
-    """Write a servable model folder; the experts rounded and packed by `format` (mxfp4, int4 or none)."""
+    """Write a servable model folder; the experts rounded and packed by `format` (mxfp4, int4 or none); card: README."""
     tensors: dict[str, Tensor] = {}
     for name, value in to_published(model).items():
         if format != "none" and ".experts." in name:
             tensors |= pack(name, value, format)
         else:
             tensors[name] = value
-    config = model.config.to_dict()
+    config = model.config.to_dict() | {"dtype": "float32"}
     if format != "none":
         config["quantization_config"] = quantization_config(format)
     with new_folder(folder) as tmp:
@@ -90,6 +96,8 @@ def write(
         (tmp / "generation_config.json").write_text(json.dumps({"eos_token_id": eos, "temperature": 1.0}))
         (tmp / "tools.json").write_text(json.dumps(tools, ensure_ascii=False))
         tokenizer.save(tmp, chat_template=chat_template)
+        if card is not None:
+            (tmp / "README.md").write_text(card)
 
 
 def load(folder: str | Path, packed: bool = False) -> tuple[Model, Tokenizer | None]:

@@ -134,6 +134,8 @@ class ModelConfig:
         """The config as published: every key that says something, as its family and transformers spell it."""
         values = {k: v for k, v in asdict(self).items() if v is not None or k in NULLABLE}
         values["num_key_value_heads"] = self.num_attention_heads
+        values["model_max_length"] = self.max_position_embeddings
+        values["use_grouped_topk"] = True  # of one group
         values["tie_word_embeddings"] = False
         values["topk_method"] = "noaux_tc"
         if is_k2(self):
