@@ -1,4 +1,4 @@
-"""moonlet export to folders: other programs read them, nothing is lost on the way, and the card tells the truth."""
+"""moonlet export: other programs read it, nothing is lost on the way, what differs is told, and so the card does."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import tiny_model_folder, tiny_tokenizer
+from llama import opened, written
 from safetensors.torch import load_file
-from small_models import FORMS, random_model
+from small_models import FORMS, k2, k3, random_model
 
 from moonlet.engine.export import export
 from moonlet.engine.load import load, write
@@ -60,6 +61,22 @@ def test_formats_give_the_same_model_back(tmp_path: Path) -> None:
         assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
+@torch.no_grad()
+def test_a_gguf_file_tells_where_it_differs(tmp_path: Path) -> None:
+    folder = tiny_model_folder(tmp_path)
+    told = export(folder, "gguf", tmp_path / "m.gguf", "f32")
+    assert any("epsilons differ" in line for line in told)
+    model, tokenizer = load(folder)
+    assert tokenizer is not None
+    text = "What is 12 + 3045? 多少？ 算一下 7乘8。\n\n(Hi) \t there!"
+    ids = tokenizer.encode(text)
+    with opened(tmp_path / "m.gguf") as theirs:
+        assert theirs.tokenize(text) == ids
+        assert 0 < (model(torch.tensor([ids]))[0] - theirs.logits(ids)).abs().max() < 5e-3
+    told = export(folder, "gguf", tmp_path / "m.gguf", "mxfp4")
+    assert "Experts rounded to mxfp4: relative error 0" in told
+
+
 def test_the_card(tmp_path: Path) -> None:
     run = tmp_path / "fine"
     run.mkdir()
@@ -79,10 +96,17 @@ def test_the_card(tmp_path: Path) -> None:
 
 def test_bad_input(tmp_path: Path) -> None:
     folder = tiny_model_folder(tmp_path)
-    with pytest.raises(InputError, match="int4"):
-        export(folder, "int44", tmp_path / "out", "f32")
-    with pytest.raises(InputError, match="choose another path"):
+    for to, kind, word in (("gguff", "f32", "gguf"), ("gguf", "f64", "f16")):
+        with pytest.raises(InputError, match=word):
+            export(folder, to, tmp_path / "x", kind)
+    with pytest.raises(InputError, match="is the model itself"):
         export(folder, "hf", folder, "f32")
+    for kind in ("q8_0", "q4_0", "mxfp4"):
+        with pytest.raises(InputError, match=rf"blk\.\d.*does not go into {kind.upper()} .* try f16"):
+            written(random_model(k3()), tmp_path, kind)
+    with pytest.raises(InputError, match="mla_use_nope"):
+        written(random_model(k2(mla_use_nope=True)), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
     (folder / "tokenizer.json").unlink()
     with pytest.raises(InputError, match=r"no tokenizer\.json"):
         export(folder, "hf", tmp_path / "out", "f32")

@@ -1,4 +1,4 @@
-"""The model card (README.md) of an exported folder: what the model is, how it was made, what it measures, how to run it.
+"""The model card (README.md) of an exported folder: what the model is, how it was made and run, what it measures.
 
 What it says comes from files: sizes from the config, the recipe from recipe.toml and the held-out figures, with n and
 95% interval, from report/results.json of the run that the model folder lies in. A folder from elsewhere gets a card
