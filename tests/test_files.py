@@ -115,8 +115,10 @@ def test_new_folder_appears_whole_and_replaces(tmp_path: Path) -> None:
     with new_folder(path) as part:
         (part / "inner").mkdir()
         (part / "inner" / "a").write_text("1")
+        (part / "inner" / "a").chmod(0o600)  # as safetensors does
         assert not path.exists()
     assert (path / "inner" / "a").read_text() == "1"
+    assert (path / "inner" / "a").stat().st_mode & 0o777 == path.stat().st_mode & 0o666
     with new_folder(path) as part:
         assert names(part) == []
         (part / "b").write_text("2")

@@ -98,7 +98,7 @@ def export(
     model: Annotated[Path, typer.Argument(help="a model folder, such as runs/quickstart/model")],
     to: Annotated[str, typer.Option("--to", help="hf, mxfp4, int4 (folders) or gguf (a file for llama.cpp)")],
     out: Annotated[Path, typer.Option("--out", help="the folder or file to write")],
-    kind: Annotated[str, typer.Option("--type", help="gguf: f32, f16, bf16, q8_0, q4_0 or mxfp4")] = "f32",
+    kind: Annotated[str, typer.Option("--type", help="gguf: f32, f16, bf16, q8_0, q4_0, mxfp4 or int4")] = "f32",
 ) -> None:
     """Write a model in another form."""
     from moonlet.engine.export import export

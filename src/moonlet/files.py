@@ -80,9 +80,11 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         if (isinstance(error, OSError) and error.errno in FULL) or f"os error {errno.ENOSPC}" in str(error):
             raise InputError(_full(path)) from error
         raise
+    mode = part.stat().st_mode & 0o666  # as the umask has it; safetensors makes files that only their owner may read
     try:
         for folder, _, names in os.walk(part):
             for name in names:
+                Path(folder, name).chmod(mode)
                 _sync(Path(folder, name))
             _sync(Path(folder))
         if path.exists():

@@ -174,16 +174,17 @@ def test_f16_in_llama_cpp(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_mxfp4_experts_lose_nothing(form: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("grid", "stored"), [("mxfp4", "MXFP4"), ("int4", "Q4_0")])
+def test_experts_on_a_grid_lose_nothing(form: str, grid: str, stored: str, tmp_path: Path) -> None:
     model = sized(form)
     for layer in model.layers:
         for w in layer.mlp.experts.parameters() if layer.moe else ():
-            w.data = round_to_grid(w.data, "mxfp4")
-    held = {t.name: t for t in gguf.GGUFReader(written(model, tmp_path, "mxfp4")).tensors}
+            w.data = round_to_grid(w.data, grid)
+    held = {t.name: t for t in gguf.GGUFReader(written(model, tmp_path, grid)).tensors}
     experts = [(name, value) for name, value in gguf_tensors.tensors(model) if "_exps" in name]
     assert len(experts) == 9
     for name, value in experts:
-        assert held[name].tensor_type.name == "MXFP4"
+        assert held[name].tensor_type.name == stored
         assert torch.equal(torch.tensor(gguf.quants.dequantize(held[name].data, held[name].tensor_type)), value)
     others = {t.tensor_type.name for name, t in held.items() if "_exps" not in name}
     assert others == {"F32", "BF16"}

@@ -28,7 +28,7 @@ def export(folder: Path, to: str, out: Path, kind: str) -> list[str]:
     check_writable(out.parent, 5 * sum(p.numel() for p in model.parameters()))
     template = folder / "chat_template.jinja"
     text = template.read_text() if template.exists() else None
-    grid = FOLDER_FORMATS[to] if to != "gguf" else "mxfp4" if kind == "mxfp4" else "none"
+    grid = FOLDER_FORMATS[to] if to != "gguf" else kind if kind in ("mxfp4", "int4") else "none"
     told = []
     if grid != "none":
         told = [f"Experts rounded to {grid}: relative error {rounding_error(model, grid):.2g}"]

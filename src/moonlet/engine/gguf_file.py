@@ -1,8 +1,9 @@
 """A model as one GGUF file, for llama.cpp: keys (`gguf_arch.py`), tokenizer, tensors (`gguf_tensors.py`).
 
 PyPI's `gguf` does not know kimi-k3, so everything goes through its generic writer. Vectors, convolutions and the router
-stay fp32; `kind` is the type of the matrices: f32, f16, bf16, q8_0, q4_0, or mxfp4 (the routed experts; the other
-matrices bf16). MXFP4 is written from our own codes: a model trained through that grid loses nothing.
+stay fp32; `kind` is the type of the matrices: f32, f16, bf16, q8_0, q4_0; or mxfp4 or int4: the routed experts, and the
+other matrices bf16. MXFP4, and INT4 as Q4_0 blocks, are written from our own codes: a model trained through that grid
+loses nothing.
 """
 
 from pathlib import Path
@@ -19,9 +20,9 @@ from moonlet.errors import InputError
 from moonlet.files import new_file
 from moonlet.model.config import ModelConfig
 from moonlet.model.model import Model
-from moonlet.quant.grids import mxfp4_codes
+from moonlet.quant.grids import GROUP, int4_codes, int_values, mxfp4_codes
 
-KINDS = ("f32", "f16", "bf16", "q8_0", "q4_0", "mxfp4")
+KINDS = ("f32", "f16", "bf16", "q8_0", "q4_0", "mxfp4", "int4")
 NORMAL, CONTROL = 1, 3  # llama.cpp's kinds of tokens
 
 
@@ -93,9 +94,10 @@ def kind_of(name: str, value: Tensor, kind: str) -> str:
     """The type that a tensor is written in."""
     if value.ndim < 2 or "conv1d" in name or name.endswith(("ssm_a", "ffn_gate_inp.weight")):
         return "f32"
-    if kind != "mxfp4":
+    if kind not in ("mxfp4", "int4"):
         return kind
-    return "mxfp4" if any(part in name for part in EXPERTS) else "bf16"
+    expert = any(part in name for part in EXPERTS)
+    return "bf16" if not expert else "mxfp4" if kind == "mxfp4" else "q4_0"
 
 
 def blocks(value: Tensor, form: Any) -> np.ndarray:
@@ -104,13 +106,28 @@ def blocks(value: Tensor, form: Any) -> np.ndarray:
         return mxfp4_blocks(value).numpy()
     if form.name == "F32":
         return value.numpy()
+    if form.name == "Q4_0" and value.shape[-1] % GROUP == 0:
+        codes, scale = int4_codes(value)
+        if torch.equal(int_values(codes, scale.half()), value):
+            return q4_0_blocks(codes, scale).numpy()
     import gguf
 
     return gguf.quants.quantize(value.numpy(), form)
 
 
 def mxfp4_blocks(w: Tensor) -> Tensor:
-    """[..., in] -> bytes [..., in/32 * 17]: of a group the scale, then codes 0..15 in low nibbles, 16..31 in high."""
+    """[..., in] -> bytes [..., in/32 * 17]: of a group the scale, then the codes."""
     code, scale = mxfp4_codes(w)
+    return torch.cat([scale.unsqueeze(-1), halves(code)], -1).flatten(-2)
+
+
+def q4_0_blocks(code: Tensor, scale: Tensor) -> Tensor:
+    """INT4 codes and scales -> bytes [..., in/32 * 18]: the scale in fp16, then codes + 8 as in MXFP4."""
+    d = scale.half().unsqueeze(-1).view(torch.uint8)
+    return torch.cat([d, halves((code + 8).to(torch.uint8))], -1).flatten(-2)
+
+
+def halves(code: Tensor) -> Tensor:
+    """Codes [..., in] -> [..., in/32, 16]: of a group 0..15 in low nibbles, 16..31 in high."""
     low, high = code.unflatten(-1, (-1, 2, 16)).unbind(-2)
-    return torch.cat([scale.unsqueeze(-1), low | high << 4], -1).flatten(-2)
+    return low | high << 4
