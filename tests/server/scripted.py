@@ -46,10 +46,10 @@ class ScriptedEngine:
         self.lock = threading.Lock()
 
     def stream(
-        self, messages, tools=None, *, max_tokens=256, temperature=1.0, top_p=1.0, seed=None, thinking=True
+        self, messages, tools=None, *, max_tokens=256, temperature=1.0, top_p=1.0, seed=None, thinking=True, **others
     ) -> Iterator[dict]:
         with self.lock:
-            sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+            sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed, **others}
             self.requests.append({"messages": messages, "tools": tools, "thinking": thinking, **sampling})
             events = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
             self.active += 1

@@ -11,6 +11,7 @@ import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from scripted import ScriptedEngine, call, end, say, served
 
+from moonlet.engine.request import Busy
 from moonlet.errors import InputError
 from moonlet.server import app as server
 
@@ -18,6 +19,7 @@ HTTP = httpx.Client(timeout=60)  # patient: the machine may be busy
 USER = [{"role": "user", "content": "17*23?"}]
 TOOLS = [{"type": "function", "function": {"name": "calculator", "parameters": {"type": "object"}}}]
 ANSWER = [*say("let me think", "reasoning_content"), *say("it is 391"), end()]
+USAGE = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12, "prompt_tokens_details": {"cached_tokens": 0}}
 CALLS = [
     *say("use it", "reasoning_content"),
     call(1, "calculator", '{"expression":"17*23"}'),
@@ -52,7 +54,7 @@ def test_answer_without_streaming() -> None:
     choice = raw.json()["choices"][0]
     assert choice["message"] == {"role": "assistant", "content": "it is 391", "reasoning_content": "let me think"}
     assert choice["finish_reason"] == "stop"
-    assert raw.json()["usage"] == {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
+    assert raw.json()["usage"] == USAGE
     assert reply.id != raw.json()["id"]
     asked = engine.requests[0]
     assert asked["messages"] == USER
@@ -83,7 +85,7 @@ def test_streamed_usage() -> None:
     with served(ScriptedEngine(ANSWER)) as url:
         *chunks, last = chunks_of(url, stream_options={"include_usage": True})
     assert last["choices"] == []
-    assert last["usage"] == {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
+    assert last["usage"] == USAGE
     assert {chunk["usage"] for chunk in chunks} == {None}
 
 
@@ -111,6 +113,44 @@ def test_tool_calls(stream: bool) -> None:
     assert engine.requests[0]["tools"] == TOOLS
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_choices_and_log_probs(stream: bool) -> None:
+    entry = {"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": []}
+    first = [{"logprobs": [entry]}, {"content": "a"}, {}, end("length")]
+    engine = ScriptedEngine(first, [*say("b c"), {"logprobs": [entry, entry]}, end()])
+    with served(engine) as url:
+        asked = {"model": "scripted", "messages": USER, "n": 2, "seed": 7, "logprobs": True}
+        texts, entries, reasons = ["", ""], [0, 0], ["", ""]
+        if stream:
+            for chunk in sdk(url).chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}):
+                for c in chunk.choices:
+                    texts[c.index] += c.delta.content or ""
+                    entries[c.index] += len(c.logprobs.content) if c.logprobs else 0
+                    reasons[c.index] = c.finish_reason or reasons[c.index]
+            usage = chunk.usage
+        else:
+            reply = sdk(url).chat.completions.create(**asked)
+            for c in reply.choices:
+                texts[c.index], entries[c.index], reasons[c.index] = (
+                    c.message.content,
+                    len(c.logprobs.content),
+                    c.finish_reason,
+                )
+            usage = reply.usage
+        assert (texts, entries, reasons) == (["a", "b c"], [1, 2], ["length", "stop"])
+        assert (usage.prompt_tokens, usage.completion_tokens) == (7, 10)
+        assert [request["seed"] for request in engine.requests] == [7, 8]
+        assert engine.becomes_idle()
+
+
+def test_a_full_line_is_429() -> None:
+    engine = ScriptedEngine([Busy("64 requests are waiting already")])
+    with served(engine) as url:
+        answer = HTTP.post(f"{url}/chat/completions", json=body(stream=True))
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
+    assert "try again" in answer.json()["error"]["message"]
+
+
 def test_models_and_health() -> None:
     with served(ScriptedEngine(ANSWER)) as url:
         client = sdk(url)
@@ -126,8 +166,8 @@ def test_refusals_have_openai_form() -> None:
         with pytest.raises(openai.NotFoundError) as unknown:
             client.chat.completions.create(model="gpt-9", messages=USER)
         assert (unknown.value.code, unknown.value.param) == ("model_not_found", "model")
-        with pytest.raises(openai.BadRequestError, match="n=2"):
-            client.chat.completions.create(model="scripted", messages=USER, n=2)
+        with pytest.raises(openai.BadRequestError, match="n='9'"):
+            client.chat.completions.create(model="scripted", messages=USER, n=9)
         for stream in (False, True):
             with pytest.raises(openai.BadRequestError, match="900 tokens: at most 512 fit"):
                 client.chat.completions.create(model="scripted", messages=USER, stream=stream)

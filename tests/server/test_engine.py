@@ -45,7 +45,9 @@ def test_both_ways_give_the_engine_s_answer(client: openai.OpenAI, folder: Path)
     deltas = [chunk.choices[0].delta for chunk in chunks if chunk.choices]
     assert "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas) == message.reasoning_content
     assert "".join(delta.content or "" for delta in deltas) == message.content
-    assert chunks[-1].usage == whole.usage
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+    details = chunks[-1].usage.prompt_tokens_details
+    assert details.cached_tokens == whole.usage.prompt_tokens - 1  # the same prompt again
 
 
 def test_thinking_can_be_switched_off(client: openai.OpenAI) -> None:
@@ -106,6 +108,47 @@ def test_odd_texts_are_only_text(client: openai.OpenAI) -> None:
     assert reply.usage.completion_tokens == 2
     with pytest.raises(openai.BadRequestError):  # the deeply nested arguments fill the context
         client.chat.completions.create(model=NAME, messages=[{"role": "assistant", "tool_calls": [call]}])
+
+
+def test_stop_strings(client: openai.OpenAI) -> None:
+    """Wherever the text is cut in chunks, what is given out is the text before the first stop string."""
+    asked = {"model": NAME, "messages": USER, "seed": 3, "max_tokens": 60, "temperature": 1.2}
+    asked["extra_body"] = {"thinking": {"type": "disabled"}}
+    text = client.chat.completions.create(**asked).choices[0].message.content
+    stop = text[len(text) // 2 : len(text) // 2 + 3]
+    for stops in ([stop], ["nowhere", stop, text[-2:]]):
+        reply = client.chat.completions.create(**asked, stop=stops).choices[0]
+        chunks = client.chat.completions.create(**asked, stop=stops, stream=True)
+        streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+        assert reply.message.content == streamed == text[: text.index(stop)]
+        assert reply.finish_reason == "stop"
+
+
+def test_log_probs_of_the_real_engine(client: openai.OpenAI) -> None:
+    asked = {"model": NAME, "messages": USER, "temperature": 0, "max_tokens": 8, "logprobs": True, "top_logprobs": 3}
+    whole = client.chat.completions.create(**asked).choices[0].logprobs.content
+    assert len(whole) == 8
+    for entry in whole:
+        assert len(entry.top_logprobs) == 3
+        assert entry.logprob == entry.top_logprobs[0].logprob <= 0  # greedy: the likeliest is chosen
+    chunks = client.chat.completions.create(**asked, stream=True)
+    streamed = [entry for chunk in chunks if chunk.choices[0].logprobs for entry in chunk.choices[0].logprobs.content]
+    assert streamed == whole
+
+
+def test_choices_are_those_of_their_seeds(client: openai.OpenAI) -> None:
+    asked = {"model": NAME, "messages": USER, "max_tokens": 12, "temperature": 1.0}
+    three = client.chat.completions.create(**asked, seed=5, n=3).choices
+    for choice in three:
+        alone = client.chat.completions.create(**asked, seed=5 + choice.index).choices[0]
+        assert choice.message == alone.message
+
+
+@pytest.mark.parametrize("fields", [{"logit_bias": {"5000": 1}}, {"extra_body": {"stop_token_ids": [-1]}}])
+def test_ids_that_are_none(client: openai.OpenAI, fields: dict) -> None:
+    with pytest.raises(openai.BadRequestError, match="ids are 0 to 289") as refused:
+        client.chat.completions.create(model=NAME, messages=USER, **fields)
+    assert refused.value.param in ("logit_bias", "stop_token_ids")
 
 
 def test_a_disconnect_frees_the_engine(client: openai.OpenAI) -> None:

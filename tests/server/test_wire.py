@@ -30,15 +30,32 @@ def parse(**fields: object) -> ChatRequest:
         ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
         ({"max_completion_tokens": -1}, "max_completion_tokens", "greater than or equal to 1"),
         ({"temperature": float("nan")}, "temperature", "number"),
-        ({"temperature": 2.1}, "temperature", "less than or equal to 2"),
-        ({"top_p": 0}, "top_p", "greater than 0"),
-        ({"seed": 2**63}, "seed", "less than"),
-        ({"n": 2}, "n", "send 1"),
-        ({"stop": ["\n"]}, "stop", "not supported"),
-        ({"tool_choice": "required"}, "tool_choice", '"none", "auto"'),
-        ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice", "not supported"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
-        ({"logprobs": True}, "logprobs", "not supported"),
+        ({"temperature": 2.1}, "temperature", "temperature=2.1 is outside 0 to 2: send a value inside"),
+        ({"top_p": 1.5}, "top_p", "outside 0 to 1"),
+        ({"top_k": -2}, "top_k", "outside -1"),
+        ({"min_p": -0.1}, "min_p", "outside 0 to 1"),
+        ({"presence_penalty": 3}, "presence_penalty", "outside -2 to 2"),
+        ({"frequency_penalty": float("inf")}, "frequency_penalty", "finite"),
+        ({"repetition_penalty": 0}, "repetition_penalty", "outside"),
+        ({"seed": 2**63}, "seed", "outside"),
+        ({"n": 10**9}, "n", "n='1000000000': Input should be less than or equal to 8"),
+        ({"stop": ["a"] * 5}, "stop", "at most 4"),
+        ({"stop": ["x" * 257]}, "stop", "1 to 256 characters"),
+        ({"logit_bias": {str(n): 1 for n in range(1025)}}, "logit_bias", "at most 1024"),
+        ({"logit_bias": {"many": 1}}, "logit_bias.many.[key]", "integer"),
+        ({"top_logprobs": 21, "logprobs": True}, "top_logprobs", "outside 0 to 20"),
+        ({"top_logprobs": 2}, "top_logprobs", "needs logprobs"),
+        ({"tool_choice": "required"}, "tool_choice", "needs tools"),
+        ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice", "not among the tools"),
+        ({"tools": [{"type": "web_search"}] * 129}, "tools", "at most 128"),
+        ({"functions": [{"name": "f"}]}, "functions", "at most 0"),
+        ({"response_format": {"type": "json_schema"}}, "response_format", "needs the field 'json_schema'"),
+        ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs", "give one of"),
+        (
+            {"thinking": {"type": "enabled", "budget_tokens": -1}},
+            "thinking.budget_tokens",
+            "greater than or equal to 0",
+        ),
         ({"tools": [{"type": "function"}]}, "tools.0", "'function'"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name", "pattern"),
         (
@@ -100,15 +117,7 @@ def test_what_clients_send_passes() -> None:
 
 
 def test_sampling() -> None:
-    default = {
-        "messages": [USER],
-        "tools": None,
-        "max_tokens": 100,
-        "temperature": 1.0,
-        "top_p": 1.0,
-        "seed": None,
-        "thinking": True,
-    }
+    default = {"messages": [USER], "max_tokens": 100, "thinking": True}
     assert parse().engine_arguments(100) == default
     assert parse(max_tokens=2**70, thinking={"type": "disabled"}).engine_arguments(100) == default | {"thinking": False}
     asked = parse(max_tokens=9, max_completion_tokens=5, temperature=0, top_p=0.5, seed=3, thinking={"type": "enabled"})
@@ -119,12 +128,32 @@ def test_sampling() -> None:
     )
 
 
+def test_structure_and_tool_choice() -> None:
+    def asked(**fields: object) -> dict:
+        return parse(**fields).engine_arguments(9)
+
+    tools = [{"type": "function", "function": {"name": "f"}}, {"type": "function", "function": {"name": "g"}}]
+    assert asked(tools=tools, tool_choice="required")["tool_choice"] == "required"
+    named = asked(tools=tools, tool_choice={"type": "function", "function": {"name": "g"}})
+    assert (named["tool_choice"], named["tools"]) == ("g", tools)
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    given = {"type": "json_schema", "json_schema": {"name": "n", "strict": True, "schema": schema}}
+    assert asked(response_format=given)["structure"] == {"json_schema": schema}
+    assert asked(response_format={"type": "json_object"})["structure"] == {"json_schema": {"type": "object"}}
+    assert "structure" not in asked(response_format={"type": "text"})
+    for one in ({"regex": "a+"}, {"choice": ["a", "b"]}):
+        assert asked(structured_outputs=one)["structure"] == one
+    assert asked(stop="x", logit_bias={"3": -1}, service_tier="flex") == asked() | {
+        "stop": ["x"], "logit_bias": {3: -1.0}, "priority": 1,
+    }  # fmt: skip
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=())),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["type", "text", "name"]), inner),
     max_leaves=6,
 )
-FIELDS = list(ChatRequest.model_fields) + ["n", "stop", "functions", "logit_bias"]
+FIELDS = list(ChatRequest.model_fields)
 MESSAGE_KEYS = ["role", "content", "tool_calls", "tool_call_id"]
 MESSAGES = st.lists(st.dictionaries(st.sampled_from(MESSAGE_KEYS), VALUES), max_size=2)
 

@@ -12,9 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moonlet.chat.parse import Event, StreamParser
-from moonlet.chat.xtml import CLOSE, END, OPEN, SEP, render
+from moonlet.chat import XTML, format_of
+from moonlet.chat.k2 import SECTION, THINK_END
+from moonlet.chat.stream import Event, Parser
+from moonlet.chat.xtml import CLOSE, OPEN, SEP
 from moonlet.engine.generate import Decoder
+from moonlet.engine.grammar import Grammars, Matcher
 from moonlet.engine.load import load
 from moonlet.engine.request import Limits, Request, Thinking
 from moonlet.engine.sampling import Picked, SamplingParams, StopStrings
@@ -59,7 +62,9 @@ class Engine:
         path = Path(folder).resolve()
         self.name = path.parent.name if path.name == "model" else path.name  # runs/NAME/model is NAME
         self.context_length = self.scheduler.pool.context
-        self.stop = tokenizer.special[END]
+        self.format = format_of(tokenizer.special)
+        self.stop = tokenizer.special[self.format.end]
+        self.grammars: Grammars | None = None
 
     def stream(
         self,
@@ -67,17 +72,26 @@ class Engine:
         tools: Sequence[dict[str, Any]] | None = None,
         *,
         thinking: bool = True,
+        tool_choice: str | None = None,
+        structure: dict[str, Any] | None = None,
         priority: int = 0,
         **asked: Any,
     ) -> Iterator[dict[str, Any]]:
         """Yield {"reasoning_content"}, {"content"}, {"tool_call"}, {"logprobs"} pieces, {} where there is none yet, and
         last {"finish_reason", "prompt_tokens", "completion_tokens", "cached_tokens"}.
 
-        `asked`: fields of SamplingParams; a stop string is looked for in the content alone. Requests of a lower
-        `priority` go first. InputError (before the first piece) for a value out of bounds and for a prompt that leaves
-        no room in the context; Busy when too many wait.
+        tool_choice: "required" or the name of a tool, which must then be called; with either, and where a tool says
+        `strict`, arguments hold to the tool's schema. structure: {"json_schema": ...}, {"regex": ...} or {"choice":
+        [...]}, to which the content holds. `asked`: fields of SamplingParams; a stop string is looked for in the
+        content alone. Requests of a lower `priority` go first. InputError (before the first piece) for a value out of
+        bounds and for a prompt that leaves no room in the context; Busy when too many wait.
         """
-        segments = render(messages, tools, thinking=thinking, add_generation_prompt=True)
+        words: dict[str, Any] = {}
+        if self.format is XTML:  # the one format that has words for these; the grammar holds in all
+            words["tool_choice"] = tool_choice and "required"
+            schema = (structure or {}).get("json_schema")
+            words["response_format"] = schema and {"type": "json_schema", "json_schema": {"schema": schema}}
+        segments = self.format.render(messages, tools, thinking=thinking, add_generation_prompt=True, **words)
         prompt = self.tokenizer.encode_segments(segments)
         room = self.context_length - len(prompt)
         if room < 1:
@@ -85,19 +99,44 @@ class Engine:
         params = SamplingParams(**{**asked, "max_tokens": min(asked.get("max_tokens") or 256, room)})
         seed = random.getrandbits(63) if params.seed is None else params.seed % 2**64
         stop = frozenset([self.stop, *params.stop_token_ids])
-        request = Request(prompt, params, seed, stop, self.thinking(params, thinking), priority)
+        grammar = self.grammar(tools or [], thinking, tool_choice, structure)
+        request = Request(prompt, params, seed, stop, self.thinking(params, thinking), priority, grammar)
         self.scheduler.submit(request)
-        return self._pieces(request, StreamParser(thinking, tools or []))
+        return self._pieces(request, self.format.StreamParser(thinking, tools or []))
+
+    def grammar(
+        self,
+        tools: Sequence[dict[str, Any]],
+        thinking: bool,
+        tool_choice: str | None,
+        structure: dict[str, Any] | None,
+    ) -> Matcher | None:
+        """The grammar of the turn, where something asks for one."""
+        if tool_choice not in (None, "required"):
+            tools = [tool for tool in tools if tool["function"]["name"] == tool_choice]
+        if tool_choice is not None and not tools:
+            raise InputError(f"tool_choice={tool_choice} is not among the tools: offer it, or leave tool_choice out")
+        strict = any(tool["function"].get("strict") for tool in tools)
+        if tool_choice is None and not structure and not strict:
+            return None
+        if self.grammars is None:
+            self.grammars = Grammars(self.tokenizer, self.format)
+        return self.grammars.turn(thinking, structure, tools, tool_choice is not None)
 
     def thinking(self, params: SamplingParams, thinking: bool) -> Thinking | None:
         """What a thinking budget means in this model's markup."""
         if params.thinking_budget is None or not thinking:
             return None
         special = self.tokenizer.special
-        close = [special[CLOSE], *self.tokenizer.encode("think"), special[SEP]]
-        return Thinking(params.thinking_budget, close, frozenset([special[OPEN], special[CLOSE]]))
+        if self.format is XTML:
+            close, ends = [special[CLOSE], *self.tokenizer.encode("think"), special[SEP]], (OPEN, CLOSE)
+        elif THINK_END in special:
+            close, ends = [special[THINK_END]], (THINK_END, SECTION)
+        else:
+            return None
+        return Thinking(params.thinking_budget, close, frozenset(special[end] for end in ends))
 
-    def _pieces(self, request: Request, parser: StreamParser) -> Iterator[dict[str, Any]]:
+    def _pieces(self, request: Request, parser: Parser) -> Iterator[dict[str, Any]]:
         pieces, stops = self.tokenizer.stream(), StopStrings(request.asked.stop)
         made, called, finish = 0, False, None
         try:

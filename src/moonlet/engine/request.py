@@ -1,14 +1,20 @@
-"""One request to the scheduler, and what an engine allows: plain data that engine.py, scheduler.py and tests share."""
+"""One request to the scheduler, and what an engine allows: plain data for engine, scheduler and server. No torch."""
+
+from __future__ import annotations
 
 import queue
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
-from moonlet.engine.cache import Held
-from moonlet.engine.sampling import Row, SamplingParams
+from moonlet.engine.sampling import Grammar, Row, SamplingParams
 from moonlet.engine.speculate import Drafter
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from moonlet.engine.cache import Held
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,7 @@ class Request:
     stop: frozenset[int]
     thinking: Thinking | None = None
     priority: int = 0  # lower goes first
+    grammar: Grammar | None = None
     out: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)
     cancelled: bool = False
     cached_tokens: int | None = None  # of the prompt, not computed again; None: not yet begun

@@ -9,6 +9,7 @@ Log-probs are those of the model: before temperature, penalties and masks. Left 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -65,8 +66,10 @@ class SamplingParams:
         for name in BOUNDS:
             bounded(name, getattr(self, name))
         if len(self.stop) > MOST_STOPS or not all(0 < len(text) <= LONGEST_STOP for text in self.stop):
+            longest = max(map(len, self.stop))
             raise InputError(
-                f"stop has {len(self.stop)} strings: give at most {MOST_STOPS} of 1 to {LONGEST_STOP} characters"
+                f"stop has {len(self.stop)} strings of up to {longest} characters: give at most {MOST_STOPS} of 1 to "
+                f"{LONGEST_STOP} characters"
             )
         if len(self.stop_token_ids) > MOST_BIASES:
             raise InputError(f"stop_token_ids has {len(self.stop_token_ids)} ids: give at most {MOST_BIASES}")
@@ -92,11 +95,25 @@ class Picked:
     top: list[tuple[int, float]] = field(default_factory=list)
 
 
+class Grammar(Protocol):
+    """What grammar.py gives: which tokens may come next."""
+
+    def mask(self, logits: np.ndarray) -> None: ...
+    def take(self, token: int) -> None: ...
+
+
 class Row:
     """The sampler's side of one request: its random numbers, what it counts, its grammar."""
 
-    def __init__(self, asked: SamplingParams, seed: int, prompt: Sequence[int], vocab_size: int) -> None:
-        self.asked = asked
+    def __init__(
+        self,
+        asked: SamplingParams,
+        seed: int,
+        prompt: Sequence[int],
+        vocab_size: int,
+        grammar: Grammar | None = None,
+    ) -> None:
+        self.asked, self.grammar = asked, grammar
         self.random = np.random.default_rng(seed)
         self.ahead: list[float] = []  # uniform numbers drawn but not used
         self.counts, self.seen = np.zeros(0, dtype=np.float32), np.zeros(0, dtype=bool)
@@ -104,7 +121,7 @@ class Row:
             self.counts, self.seen = np.zeros(vocab_size, dtype=np.float32), np.zeros(vocab_size, dtype=bool)
             self.seen[np.asarray(prompt)] = True
         self.bias = np.array([*asked.logit_bias.items()]).reshape(-1, 2)
-        self.plain = not (len(self.counts) or len(self.bias))
+        self.plain = not (len(self.counts) or len(self.bias) or grammar)
 
     def uniforms(self, n: int) -> list[float]:
         """The next n numbers, not yet used."""
@@ -119,9 +136,11 @@ class Row:
         if len(self.counts):
             self.counts[token] += 1
             self.seen[token] = True
+        if self.grammar is not None:
+            self.grammar.take(token)
 
     def adjust(self, logits: np.ndarray) -> None:
-        """Bias and penalties, in place. logits [vocab]. Repetition divides positive logits and multiplies others."""
+        """Bias, penalties and grammar, in place, on logits [vocab]. Repetition divides positive ones, else multiplies."""
         if len(self.bias):
             logits[self.bias[:, 0].astype(int)] += self.bias[:, 1].astype(np.float32)
         if len(self.counts):
@@ -130,6 +149,8 @@ class Row:
                 held = logits[seen]
                 logits[seen] = np.where(held > 0, held / asked.repetition_penalty, held * asked.repetition_penalty)
             logits -= asked.frequency_penalty * self.counts + asked.presence_penalty * (self.counts > 0)
+        if self.grammar is not None:
+            self.grammar.mask(logits)
 
 
 def describe(logits: np.ndarray, token: int, top: int) -> Picked:

@@ -13,6 +13,7 @@ The thread lives while there is something to do. A request's failure is its own;
 
 import bisect
 import itertools
+import logging
 import os
 import threading
 from collections import deque
@@ -32,6 +33,7 @@ from moonlet.errors import InputError
 CHUNK_END = 512  # prefill leaves a snapshot at multiples of it
 SHORTEST_JUNCTION = 16  # tokens that two prompts share beyond a hit, to be worth a snapshot
 MOST_SPECULATING = 8  # with more rows the decoder is busy with tokens that are certain
+log = logging.getLogger("moonlet.engine")
 
 
 class Scheduler:
@@ -58,7 +60,7 @@ class Scheduler:
             raise InputError(f"prompt and max_tokens are {total} tokens, the cache holds {self.pool.context}: ask less")
         request.asked.check_ids(self.vocab_size)
         request.tokens = list(request.prompt)
-        request.row = Row(request.asked, request.seed, request.prompt, self.vocab_size)
+        request.row = Row(request.asked, request.seed, request.prompt, self.vocab_size, request.grammar)
         if request.thinking is not None and request.thinking.budget == 0:
             request.out.put(self.force(request, request.thinking.close))
             if request.made == request.asked.max_tokens:
@@ -86,6 +88,7 @@ class Scheduler:
             try:
                 self.step()
             except Exception as error:  # a defect of ours: nobody is left waiting for it
+                log.exception("the scheduler failed")
                 self.waiting += self.inbox
                 self.inbox.clear()
                 for request in [*self.running, *self.waiting]:
@@ -105,6 +108,7 @@ class Scheduler:
         try:
             logits = self.feed(work)
         except Exception as error:  # the decoder's own: what it left in these states is not to be trusted
+            log.exception("the decoder failed")
             for request in work:
                 self.leave(request, error)
             return
@@ -240,7 +244,6 @@ class Scheduler:
     def sample(self, work: dict[Request, Work], logits: np.ndarray) -> None:
         """Choose the next tokens of all requests whose logits are there, and hand them out."""
         asked, uniforms, raw, at = [], [], {}, 0
-        failed: dict[Request, Exception] = {}
         sampled = [(request, one) for request, one in work.items() if one.wanted]
         for request, one in sampled:
             assert request.row is not None
@@ -251,18 +254,18 @@ class Scheduler:
             if not request.row.plain:
                 try:
                     request.row.adjust(logits[at])
-                except Exception as error:
-                    failed[request] = error
+                except Exception:  # its grammar: no token may come next, which `take` reports
+                    log.exception("a grammar failed")
+                    logits[at] = -np.inf
             at += one.wanted
         if not sampled:
             return
         chosen, at = choose(logits, asked, uniforms), 0
         for request, one in sampled:
             try:
-                if request in failed:
-                    raise failed[request]
                 self.take(request, one, chosen[at : at + one.wanted], raw.get(request))
-            except Exception as error:  # this request's own: a grammar, a broken row
+            except Exception as error:  # this request's own: its grammar, its logits
+                log.exception("a request failed")
                 self.leave(request, error)
             at += one.wanted
 
@@ -273,7 +276,7 @@ class Scheduler:
         finish, right = None, 0
         for place, token in enumerate(chosen):
             if token < 0:
-                raise RuntimeError("the model gave logits that are not finite")
+                raise RuntimeError("no token can come next: the model or the grammar is broken")
             top = request.asked.top_logprobs
             picked.append(Picked(token) if raw is None else describe(raw[place], token, top))
             finish = self.append(request, token, picked)

@@ -1,8 +1,8 @@
 """The HTTP server: three routes over one engine, and errors in OpenAI's form.
 
-The engine is synchronous and gives one token a step, so each step runs in a worker thread and the event loop stays
-free: a long answer never delays another request. A request owns its engine iterator and closes it however it ends
-(finished, failed, client gone). Leaves out: keys, quotas and TLS; the server binds to loopback unless told otherwise.
+The engine's streams are synchronous, so each step of a request runs in a worker thread and the event loop stays free: a
+long answer never delays another request. A request owns its streams and closes them however it ends (finished, failed,
+client gone). Leaves out: keys, quotas and TLS; the server binds to loopback unless told otherwise.
 """
 
 import logging
@@ -13,11 +13,12 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any
 
 import uvicorn
+from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -25,14 +26,15 @@ from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from moonlet.engine.request import Busy
 from moonlet.errors import InputError
 from moonlet.server import wire
 from moonlet.server.wire import ApiError
 
 BODY_LIMIT = 8 << 20  # bytes; far above what any context of ours holds
 PARENT_VARIABLE = "MOONLET_PARENT_PID"  # set by the terminal agent: the server ends with that process
+MOST_WORKERS = 256  # threads that wait for the engine, one a request
 Events = Generator[dict, None, None]  # what the engine streams
-Deltas = AsyncIterator[tuple[dict, dict | None]]  # a message delta, and with the last one the engine's last event
 log = logging.getLogger("moonlet.server")
 
 
@@ -46,38 +48,69 @@ async def _read_body(request: Request) -> bytes:
     return bytes(body)
 
 
-def _step(events: Events) -> dict:
-    for event in events:
-        return event
-    raise RuntimeError("the engine's stream ended without a finish_reason")
+class Answer:
+    """The choices of one request, each a stream of the engine; what they do runs in worker threads, one at a time."""
+
+    def __init__(self, engine: Any, chat: wire.ChatRequest, limiter: CapacityLimiter) -> None:
+        self.engine, self.chat, self.limiter = engine, chat, limiter
+        self.streams: list[Events] = []
+        self.open: set[int] = set()
+
+    def begin(self) -> list[tuple[int, dict]]:
+        """Begin all choices and look at the first: a bad prompt shows here, before any byte of a response is sent."""
+        asked = self.chat.engine_arguments(self.engine.context_length)
+        try:
+            for index in range(self.chat.n or 1):
+                seed = {"seed": asked["seed"] + index} if index and "seed" in asked else {}
+                self.streams.append(self.engine.stream(**(asked | seed)))
+                self.open.add(index)
+            return self.step([0])
+        except BaseException:
+            self.close()
+            raise
+
+    def step(self, indices: Iterable[int]) -> list[tuple[int, dict]]:
+        """The next event of each of these choices."""
+        out = []
+        for index in indices:
+            event = next(self.streams[index], None)
+            if event is None:
+                raise RuntimeError("the engine's stream ended without a finish_reason")
+            self.open -= {index} if "finish_reason" in event else set()
+            out.append((index, event))
+        return out
+
+    def close(self) -> None:
+        for stream in self.streams:
+            stream.close()
+
+    async def run(self, function: Callable, *arguments: Any) -> Any:
+        return await run_sync(function, *arguments, limiter=self.limiter)
+
+    async def events(self, first: list[tuple[int, dict]]) -> AsyncIterator[tuple[int, dict]]:
+        """All events of all choices, those in `first` ahead."""
+        while True:
+            for pair in first:
+                yield pair
+            if not self.open:
+                return
+            first = await self.run(self.step, sorted(self.open))
 
 
-def _start(engine: Any, request: wire.ChatRequest) -> tuple[dict, Events]:
-    """Begin an answer: prefill and first token. Bad prompts show here, before any byte of a response is sent."""
-    events = engine.stream(**request.engine_arguments(engine.context_length))
-    return _step(events), events
-
-
-async def _deltas(event: dict, events: Events) -> Deltas:
-    """Message deltas from the first event on, then ({}, the engine's last event)."""
-    calls = 0
-    while "finish_reason" not in event:
-        delta = wire.delta_of(event, calls)
-        calls += "tool_calls" in delta
-        if delta:
-            yield delta, None
-        event = await run_sync(_step, events)
-    yield {}, event
-
-
-async def _sse(head: dict, deltas: Deltas, include_usage: bool) -> AsyncIterator[bytes]:
+async def _sse(head: dict, answer: Answer, first: list[tuple[int, dict]], include_usage: bool) -> AsyncIterator[bytes]:
     extra: dict = {"usage": None} if include_usage else {}
+    calls, ends = [0] * len(answer.streams), []
     try:
-        yield wire.sse(wire.chunk(head, {"role": "assistant", "content": ""}) | extra)
-        async for delta, last in deltas:
-            yield wire.sse(wire.chunk(head, delta, last["finish_reason"] if last else None) | extra)
-            if last and include_usage:
-                yield wire.sse(wire.chunk(head, {}) | {"choices": [], "usage": wire.usage_of(last)})
+        for index in range(len(answer.streams)):
+            yield wire.sse(wire.chunk(head, index, {"role": "assistant", "content": ""}) | extra)
+        async for index, event in answer.events(first):
+            delta, logprobs = wire.delta_of(event, calls[index]), wire.logprobs_of(event.get("logprobs", []))
+            calls[index] += "tool_calls" in delta
+            ends += [event] if "finish_reason" in event else []
+            if delta or logprobs or "finish_reason" in event:
+                yield wire.sse(wire.chunk(head, index, delta, event.get("finish_reason"), logprobs) | extra)
+        if include_usage:
+            yield wire.sse(wire.chunk(head, 0, {}) | {"choices": [], "usage": wire.usage_of(ends)})
         yield wire.sse("[DONE]")
     except Exception:
         # The status line is out. An error event is what is left, and the SDKs raise on it.
@@ -85,34 +118,33 @@ async def _sse(head: dict, deltas: Deltas, include_usage: bool) -> AsyncIterator
         yield wire.sse(ApiError(500, f"the engine failed during this answer ({head['id']})").body)
 
 
-async def _answer(engine: Any, request: Request) -> Response:
+async def _answer(engine: Any, limiter: CapacityLimiter, request: Request) -> Response:
     chat = wire.parse_request(await _read_body(request))
     if chat.model != engine.name:
         message = f"the model {chat.model[:100]!r} does not exist: this server has {engine.name!r}"
         raise ApiError(404, message, param="model", code="model_not_found")
-    event, events = await run_sync(_start, engine, chat)
+    answer = Answer(engine, chat, limiter)
+    first = await answer.run(answer.begin)
     head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": engine.name}
     if chat.stream:
         include_usage = bool((chat.stream_options or {}).get("include_usage"))
-        body = _sse(head, _deltas(event, events), include_usage)
+        body = _sse(head, answer, first, include_usage)
         # The background task runs when the response is over, also because the client has gone.
-        return StreamingResponse(body, media_type="text/event-stream", background=BackgroundTask(events.close))
-    deltas: list[dict] = []
+        return StreamingResponse(body, media_type="text/event-stream", background=BackgroundTask(answer.close))
+    events: list[list[dict]] = [[] for _ in answer.streams]
     try:
-        async for delta, last in _deltas(event, events):
-            if last:
-                return JSONResponse(wire.completion(head, deltas, last))
+        async for index, event in answer.events(first):
             if await request.is_disconnected():
-                break
-            deltas.append(delta)
+                raise ClientDisconnect
+            events[index].append(event)
+        return JSONResponse(wire.completion(head, events))
     finally:
-        await run_sync(events.close)
-    raise ClientDisconnect
+        await answer.run(answer.close)
 
 
 def create_app(engine: Any) -> FastAPI:
     """The application around an engine: `.name`, `.context_length` and `.stream(messages, tools, **sampling)`."""
-    app = FastAPI(title="moonlet", openapi_url=None)
+    app, limiter = FastAPI(title="moonlet", openapi_url=None), CapacityLimiter(MOST_WORKERS)
     card = {"id": engine.name, "object": "model", "created": int(time.time()), "owned_by": "moonlet"}
     card["context_length"] = engine.context_length
 
@@ -136,12 +168,16 @@ def create_app(engine: Any) -> FastAPI:
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
         try:
-            return await _answer(engine, request)
+            return await _answer(engine, limiter, request)
         except ApiError:
             raise
         except InputError as error:
             code = "context_length_exceeded" if "the context holds" in str(error) else None
-            raise ApiError(400, str(error), param="messages", code=code) from error
+            param = "messages" if code else wire.named(str(error)) or "messages"
+            raise ApiError(400, str(error), param=param, code=code) from error
+        except Busy as error:
+            busy = ApiError(429, f"{error}: try again in a second", code="rate_limit_exceeded")
+            return JSONResponse(busy.body, status_code=429, headers={"Retry-After": "1"})
         except ClientDisconnect:
             return Response(status_code=400)  # nobody is there to read it
         except Exception as error:
