@@ -13,18 +13,15 @@ beyond that points are counted, dropped, and the log gets a "gap" event when it 
 Leaves out: reading (`read`), the conversion of images and histograms (`media`).
 """
 
-import atexit
 import contextlib
 import fcntl
 import mmap
 import os
 import socket
 import struct
-import sys
 import threading
 import time
 import warnings
-import weakref
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from itertools import count
@@ -32,16 +29,14 @@ from pathlib import Path
 from typing import Any, Self
 
 from moonlet.tracker import format as f
+from moonlet.tracker import lifetime
 from moonlet.tracker.media import Media
 from moonlet.tracker.values import Fields, as_float, as_step, check_name
 
-FSYNC_SECONDS = 1.0
 RETRY_SECONDS = 0.1  # between tries of a disk that refuses
 MAX_UNWRITTEN = 16 * 2**20  # bytes kept in memory while the disk refuses them
 FAST = {float, int}
 _now, _pack = time.time, f.SLOT.pack_into
-_open: "weakref.WeakSet[Run]" = weakref.WeakSet()
-_syncer: threading.Thread | None = None
 
 
 class Run(Media):
@@ -97,10 +92,8 @@ class Run(Media):
         self._forked = False
         host = {"version": 1, "host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}
         about = {key: value for key, value in self._about.items() if value}
-        with self._lock:
-            self._write(f.MAGIC + f.record(b"H" + f.dumps(host | about).encode()), 0)
-        _open.add(self)
-        _start_syncer()
+        self._write(f.MAGIC + f.record(b"H" + f.dumps(host | about).encode()), keep=True)
+        lifetime.opened(self)
 
     def log(self, values: Mapping[str, Any], step: int | None = None) -> None:
         """Append one point for each name. All of them are stored, or none when one is bad. step None: the next one.
@@ -243,7 +236,7 @@ class Run(Media):
                 self._empty_tail()
                 self._retry = 0.0
                 self._write(b"")
-        self._sync()
+        self.sync()
 
     def close(self, exit: str | None = None) -> None:
         """Write what is left and close. `exit`: why, when it was no success. Calling it again does nothing."""
@@ -258,7 +251,7 @@ class Run(Media):
             self._retry = 0.0
             self._write(f.event({"kind": "end", "time": time.time(), "data": {"exit": exit}}), keep=True)
             self._closed, self._room = True, 0
-        self._sync()
+        self.sync()
         with self._lock, self._sync_lock:
             if self._unwritten:
                 self._warn(f"{len(self._unwritten)} bytes of metrics were never written")
@@ -268,7 +261,7 @@ class Run(Media):
             os.close(self._file)
             if self._tail_file >= 0:
                 os.close(self._tail_file)
-        _open.discard(self)
+        lifetime.closed(self)
 
     finish = close
 
@@ -374,7 +367,17 @@ class Run(Media):
             raise ValueError(f"{self.path} is closed: open a new Run to log more")
         self._start()
 
-    def _sync(self) -> None:
+    def forked(self) -> None:
+        """In a child process: nothing may go to the parent's log. The next call opens one of the child's own."""
+        for file in (self._file, self._tail_file):
+            if file >= 0:
+                os.close(file)  # the parent's stay open, and locked
+        self._forked, self._room, self._at = True, 0, 0
+        self._tail, self._tail_file, self._file, self._names = bytearray(), -1, -1, {}
+        self._lock, self._sync_lock = threading.Lock(), threading.Lock()
+
+    def sync(self) -> None:
+        """Force what was written to the disk."""
         with self._sync_lock:
             mark = self._generation * f.SLOTS * 32 + self._at
             if self._dirty or mark != self._synced:
@@ -388,41 +391,3 @@ class Run(Media):
 def numbers(folder: Path) -> set[int]:
     """The attempts that a metrics folder holds, in any form."""
     return {int(name[:6]) for name in os.listdir(folder) if name[:6].isdecimal()}
-
-
-def _start_syncer() -> None:
-    global _syncer
-    if _syncer is None:
-        _syncer = threading.Thread(target=_sync_all, name="moonlet-tracker-fsync", daemon=True)
-        _syncer.start()
-
-
-def _sync_all() -> None:
-    while True:
-        time.sleep(FSYNC_SECONDS)
-        for run in list(_open):
-            if not run._closed:
-                run._sync()
-
-
-def _after_fork() -> None:
-    global _syncer
-    _syncer = None
-    for run in list(_open):
-        for file in (run._file, run._tail_file):
-            if file >= 0:
-                os.close(file)  # the parent's stay open, and locked
-        run._forked, run._room, run._at = True, 0, 0  # the next call opens a log of the child's own
-        run._tail, run._tail_file, run._file = bytearray(), -1, -1
-        run._names, run._lock, run._sync_lock = {}, threading.Lock(), threading.Lock()
-
-
-def _close_all() -> None:
-    """At the end of the program: what nobody closed ends here, as failed where an exception ended it."""
-    failed = getattr(sys, "last_type", None)
-    for run in list(_open):
-        run.close(failed and f"{failed.__name__}: {sys.last_value}"[:500])
-
-
-os.register_at_fork(after_in_child=_after_fork)
-atexit.register(_close_all)
