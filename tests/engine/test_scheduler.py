@@ -344,8 +344,9 @@ def bias_of(one: Request) -> np.ndarray:
     return bias
 
 
-def test_threads_and_callers(decoder: Decoder) -> None:
+def test_threads_and_callers(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real thread, two decoder threads, callers that come and go: all get their own text, nothing stays."""
+    monkeypatch.setattr(scheduler, "WORTH_A_THREAD", 1)
     s = Scheduler(decoder, replace(SMALL, sequences=8, threads=2))
     everyone = [request(prompts_around(5 + 3 * n), n, max_tokens=10 + n) for n in range(20)]
     callers = [threading.Thread(target=s.submit, args=(one,)) for one in everyone]

@@ -84,12 +84,17 @@ class Decoder:
 
     @torch.no_grad()
     def extend(
-        self, pool: Pool, sequences: Sequence[Held], queues: Sequence[Sequence[int]], wanted: Sequence[int]
+        self,
+        pool: Pool,
+        sequences: Sequence[Held],
+        queues: Sequence[Sequence[int]],
+        wanted: Sequence[int],
+        threads: int = 1,
     ) -> Tensor:
         """The same for sequences of the hybrid cache, which must have room; logits [sum, vocab] after the last
         wanted[i] tokens of each queue. The sequences' own `length` is the caller's to move."""
         if self.packed is not None:
-            return self.packed.decode(pool.memory, [held.row for held in sequences], queues, wanted)
+            return self.packed.decode(pool.memory, [held.row for held in sequences], queues, wanted, threads)
         cache = pool.gather(sequences, max(len(q) for q in queues))
         hidden = self.plain(cache, queues)
         pool.scatter(sequences, cache)

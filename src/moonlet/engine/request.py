@@ -86,3 +86,4 @@ class Work:
     wanted: int
     drafts: int = 0
     before: Tensor | None = None
+    raw: np.ndarray | None = None  # the logits [wanted, vocab] as the model gave them, for log-probs

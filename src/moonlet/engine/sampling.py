@@ -30,6 +30,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "seed": (-(2**63), 2**63 - 1),
 }
 MOST_STOPS, LONGEST_STOP, MOST_BIASES, BIAS = 4, 256, 1024, 100.0
+BLOCK = 64  # of tokens, where the sampler sums
 
 
 def bounded(name: str, value: float | None) -> float | None:
@@ -140,7 +141,7 @@ class Row:
             self.grammar.take(token)
 
     def adjust(self, logits: np.ndarray) -> None:
-        """Bias, penalties and grammar, in place, on logits [vocab]. Repetition divides positive ones, else multiplies."""
+        """Bias, penalties and grammar, in place, on logits [vocab]. Repetition divides or (below 0) multiplies."""
         if len(self.bias):
             logits[self.bias[:, 0].astype(int)] += self.bias[:, 1].astype(np.float32)
         if len(self.counts):
@@ -165,20 +166,30 @@ def describe(logits: np.ndarray, token: int, top: int) -> Picked:
 def choose(logits: np.ndarray, asked: Sequence[SamplingParams], uniforms: Sequence[float]) -> list[int]:
     """A token for each row of logits [n, vocab] (adjusted ones), by its own settings and uniform number; -1 for a row
     whose largest logit is not finite, as a broken model gives."""
-    heat = np.array([a.temperature for a in asked], dtype=np.float32)
     best = logits.argmax(-1)
     highest = logits[np.arange(len(logits)), best]
-    warm = np.flatnonzero(heat)
+    warm = np.array([i for i, a in enumerate(asked) if a.temperature > 0], dtype=int)
     if len(warm):
-        # float32 holds e^-x to x = 103: what is further below the top has no mass in any case.
-        p = np.exp((logits[warm] - highest[warm, None]) / heat[warm, None])
-        for row, i in zip(p, warm.tolist()):
+        n, vocab = len(warm), logits.shape[1]
+        blocks = -(-vocab // BLOCK)
+        p = np.zeros((n, blocks * BLOCK), dtype=np.float32)
+        scaled = p[:, :vocab]
+        np.subtract(logits[warm], highest[warm, None], out=scaled)
+        scaled /= np.array([asked[i].temperature for i in warm], dtype=np.float32)[:, None]
+        np.exp(scaled, out=scaled)
+        for row, i in zip(scaled, warm.tolist()):
             if asked[i].top_k > 0 or asked[i].top_p < 1 or asked[i].min_p > 0:
                 trim(row, asked[i])
-        mass = p.cumsum(-1, dtype=np.float64)
+        # The place in the cumulated mass, by blocks and then inside one: few sums are running ones.
+        p = p.reshape(n, blocks, BLOCK)
+        mass = p.sum(-1, dtype=np.float64).cumsum(-1)
         total = mass[:, -1]
         at = np.minimum(np.asarray(uniforms)[warm] * total, np.nextafter(total, 0))
-        best[warm] = (mass > at[:, None]).argmax(-1)  # the first place above it, which has mass of its own
+        block, rows = (mass > at[:, None]).argmax(-1), np.arange(n)
+        inside = p[rows, block].cumsum(-1, dtype=np.float64)
+        before = np.where(block > 0, mass[rows, block - 1], 0.0)
+        at = np.minimum(at - before, np.nextafter(inside[:, -1], 0))
+        best[warm] = block * BLOCK + (inside > at[:, None]).argmax(-1)  # the first above it, which has mass of its own
     return np.where(np.isfinite(highest), best, -1).tolist()
 
 

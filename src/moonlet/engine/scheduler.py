@@ -32,6 +32,7 @@ from moonlet.errors import InputError
 
 CHUNK_END = 512  # prefill leaves a snapshot at multiples of it
 SHORTEST_JUNCTION = 16  # tokens that two prompts share beyond a hit, to be worth a snapshot
+WORTH_A_THREAD = 10_000_000  # multiplications: with less, a thread takes longer to begin than to work
 MOST_SPECULATING = 8  # with more rows the decoder is busy with tokens that are certain
 log = logging.getLogger("moonlet.engine")
 
@@ -45,6 +46,7 @@ class Scheduler:
         self.pool = Pool(decoder.model, limits.sequences, config.max_position_embeddings, limits.memory)
         self.cache = PrefixCache(self.pool)
         self.threads = limits.threads or len(os.sched_getaffinity(0))
+        self.weights = sum(p.numel() for p in decoder.model.parameters())
         self.workers = ThreadPoolExecutor(self.threads, "moonlet-decode", torch.set_num_threads, (1,))
         self.lock, self.inbox, self.alive = threading.Lock(), deque[Request](), False
         self.arrivals = itertools.count()
@@ -106,16 +108,13 @@ class Scheduler:
             return
         self.steps += 1
         try:
-            logits = self.feed(work)
+            chosen = self.feed(work)
         except Exception as error:  # the decoder's own: what it left in these states is not to be trusted
             log.exception("the decoder failed")
             for request in work:
                 self.leave(request, error)
             return
-        self.sample(work, logits)
-        for request, one in work.items():
-            if not one.wanted:
-                self.cut(request)
+        self.hand_out(work, chosen)
 
     def enqueue(self, request: Request) -> None:
         request.known = np.array(request.tokens)
@@ -219,57 +218,70 @@ class Scheduler:
             return True
         return False
 
-    def feed(self, work: dict[Request, Work]) -> np.ndarray:
-        """Logits [wanted in all, vocab], in the order of `work`; the sequences are shared out to the threads."""
+    def feed(self, work: dict[Request, Work]) -> list[int]:
+        """Run the decoder and the sampler; the tokens chosen, `wanted` for each request in the order of `work`.
+
+        The sequences are dealt to the threads that pay; where one of them is more than a share, all threads work on
+        everything together."""
+        sizes = [len(one.tokens) for one in work.values()]
+        threads = max(1, min(self.threads, sum(sizes) * self.weights // WORTH_A_THREAD))
+        share = sum(sizes) / threads
         parts: list[list[tuple[Request, Work]]] = [[]]
-        share = sum(len(one.tokens) for one in work.values()) / self.threads
-        size = 0.0
-        for pair in work.items():
-            if size >= share * len(parts) and parts[-1]:
+        for pair, before in zip(work.items(), itertools.accumulate(sizes, initial=0)):
+            if before >= share * len(parts) and max(sizes) <= share:
                 parts.append([])
             parts[-1].append(pair)
-            size += len(pair[1].tokens)
-        futures = [self.workers.submit(self.run_part, part) for part in parts[1:]]
-        done = [self.run_part(parts[0]), *(future.result() for future in futures)]
+        if len(parts) == 1:
+            chosen = self.run_part(parts[0], threads)
+        else:
+            futures = [self.workers.submit(self.run_part, part, 1) for part in parts[1:]]
+            chosen = self.run_part(parts[0], 1)
+            for future in futures:
+                chosen += future.result()
         for request, one in work.items():
             assert request.held is not None
             request.held.length += len(one.tokens)
-        return done[0] if len(done) == 1 else np.concatenate(done)
+        return chosen
 
-    def run_part(self, part: list[tuple[Request, Work]]) -> np.ndarray:
+    def run_part(self, part: list[tuple[Request, Work]], threads: int) -> list[int]:
         held = [request.held for request, _ in part if request.held is not None]
-        logits = self.decoder.extend(self.pool, held, [w.tokens for _, w in part], [w.wanted for _, w in part])
-        return logits.numpy()
-
-    def sample(self, work: dict[Request, Work], logits: np.ndarray) -> None:
-        """Choose the next tokens of all requests whose logits are there, and hand them out."""
-        asked, uniforms, raw, at = [], [], {}, 0
-        sampled = [(request, one) for request, one in work.items() if one.wanted]
-        for request, one in sampled:
+        tokens, wanted = [one.tokens for _, one in part], [one.wanted for _, one in part]
+        logits = self.decoder.extend(self.pool, held, tokens, wanted, threads).numpy()
+        asked, uniforms, at = [], [], 0
+        for request, one in part:
             assert request.row is not None
-            asked += [request.asked] * one.wanted
-            uniforms += request.row.uniforms(one.wanted)
-            if request.asked.logprobs:
-                raw[request] = logits[at : at + one.wanted].copy()
-            if not request.row.plain:
-                try:
-                    request.row.adjust(logits[at])
-                except Exception:  # its grammar: no token may come next, which `take` reports
-                    log.exception("a grammar failed")
-                    logits[at] = -np.inf
-            at += one.wanted
-        if not sampled:
-            return
-        chosen, at = choose(logits, asked, uniforms), 0
-        for request, one in sampled:
+            if one.wanted:
+                asked += [request.asked] * one.wanted
+                uniforms += request.row.uniforms(one.wanted)
+                if request.asked.logprobs:
+                    one.raw = logits[at : at + one.wanted].copy()
+                if not request.row.plain:
+                    self.adjust(request.row, logits[at])
+                at += one.wanted
+        return choose(logits, asked, uniforms) if asked else []
+
+    @staticmethod
+    def adjust(row: Row, logits: np.ndarray) -> None:
+        try:
+            row.adjust(logits)
+        except Exception:  # its grammar: no token may come next, which `take` reports
+            log.exception("a grammar failed")
+            logits[:] = -np.inf
+
+    def hand_out(self, work: dict[Request, Work], chosen: list[int]) -> None:
+        at = 0
+        for request, one in work.items():
+            if not one.wanted:
+                self.cut(request)
+                continue
             try:
-                self.take(request, one, chosen[at : at + one.wanted], raw.get(request))
+                self.take(request, one, chosen[at : at + one.wanted])
             except Exception as error:  # this request's own: its grammar, its logits
                 log.exception("a request failed")
                 self.leave(request, error)
             at += one.wanted
 
-    def take(self, request: Request, one: Work, chosen: list[int], raw: np.ndarray | None) -> None:
+    def take(self, request: Request, one: Work, chosen: list[int]) -> None:
         """Append what was sampled, as far as the drafts before it were right."""
         drafts = one.tokens[len(one.tokens) - one.drafts :]
         picked: list[Picked] = []
@@ -278,7 +290,7 @@ class Scheduler:
             if token < 0:
                 raise RuntimeError("no token can come next: the model or the grammar is broken")
             top = request.asked.top_logprobs
-            picked.append(Picked(token) if raw is None else describe(raw[place], token, top))
+            picked.append(Picked(token) if one.raw is None else describe(one.raw[place], token, top))
             finish = self.append(request, token, picked)
             agrees = place < len(drafts) and drafts[place] == request.tokens[-1] == token
             right += agrees
