@@ -86,6 +86,9 @@ class Guard:
             raise Refused(403, "a page of another origin may not use this board")
         if method not in ("GET", "HEAD", "POST"):
             raise Refused(405, "only GET, HEAD and POST are used here")
+        size = headers.get("content-length", ["0"])[0]
+        if size.isdigit() and int(size) > _limit(path):
+            raise Refused(413, f"the body is longer than {_limit(path)} bytes: send less")
         cookie = self._team(scope, headers)
         if method == "POST":
             kind = headers.get("content-type", [""])[0].split(";")[0].strip().lower()
@@ -128,10 +131,13 @@ def _equal(a: str, b: str) -> bool:
     return bool(b) and hmac.compare_digest(a.encode("utf-8", "replace"), b.encode("utf-8", "replace"))
 
 
+def _limit(path: str) -> int:
+    return PUSH_LIMIT if path.startswith(PUSH) else BODY_LIMIT
+
+
 def _limited(scope: dict[str, Any], receive: Any) -> Any:
     """`receive` that raises Refused once the body is longer than it may be."""
-    limit = PUSH_LIMIT if scope["path"].startswith(PUSH) else BODY_LIMIT
-    size = 0
+    limit, size = _limit(scope["path"]), 0
 
     async def counted() -> Any:
         nonlocal size

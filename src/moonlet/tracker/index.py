@@ -47,7 +47,8 @@ class Index:
         self._folders: dict[str, str] = {}  # id -> folder below the root
         self._undo: list[list[tuple[str, Record]]] = []
         self._database = self._open()
-        for folder, stamp, record in self._database.execute("SELECT folder, stamp, record FROM run"):
+        for place, stamp, record in self._database.execute("SELECT folder, stamp, record FROM run"):
+            folder = os.fsdecode(place)
             name = run_id(folder)
             self._stamps[name], self._folders[name], self.records[name] = stamp, folder, json.loads(record)
 
@@ -63,8 +64,7 @@ class Index:
         for name, folder in found.items():
             self._folders[name] = folder
             self._look(name)
-        with self.lock:
-            self._database.commit()
+        self._commit()
         self.scanning = False
 
     def poll(self) -> None:
@@ -104,8 +104,8 @@ class Index:
             self.version += 1
             self.records[name], self._stamps[name], self.changed[name] = record, stamp, self.version
             self.removed.pop(name, None)
-            row = (self._folders[name], stamp if record["state"] != "running" else "", f.dumps(record))
-            self._database.execute("INSERT OR REPLACE INTO run VALUES (?, ?, ?)", row)
+            row = (os.fsencode(self._folders[name]), stamp if record["state"] != "running" else "", f.dumps(record))
+            self._remember("INSERT OR REPLACE INTO run VALUES (?, ?, ?)", row)
 
     def _forget(self, name: str) -> None:
         with self.lock:
@@ -116,7 +116,15 @@ class Index:
             self._live.pop(name, None)
             self._stamps.pop(name, None)
             folder = self._folders.pop(name, "")
-            self._database.execute("DELETE FROM run WHERE folder = ?", (folder,))
+            self._remember("DELETE FROM run WHERE folder = ?", (os.fsencode(folder),))
+
+    def _commit(self) -> None:
+        with self.lock, contextlib.suppress(sqlite3.Error):
+            self._database.commit()
+
+    def _remember(self, sql: str, values: tuple[Any, ...]) -> None:
+        with contextlib.suppress(sqlite3.Error):  # the index only saves time: the runs hold everything
+            self._database.execute(sql, values)
 
     def _open(self) -> sqlite3.Connection:
         """The database beside the runs; in memory where that folder cannot be written."""
@@ -140,7 +148,7 @@ class Index:
         before = [(name, {key: self.records[name][key] for key in EDITABLE}) for name in names]
         for name, old in before:
             new = {key: value for key, value in changes.items() if key in EDITABLE}
-            if "add_tags" in changes or "remove_tags" in changes:
+            if {"tags", "add_tags", "remove_tags"} & changes.keys():
                 tags = [*new.get("tags", old["tags"]), *changes.get("add_tags", [])]
                 gone = set(changes.get("remove_tags", []))
                 new["tags"] = [tag for tag in dict.fromkeys(tags) if tag not in gone]
@@ -178,7 +186,7 @@ class Index:
         with self.lock:
             self._stamps[name] = ""
             self._look(name)
-            self._database.commit()
+        self._commit()
 
     def _append(self, name: str, line: Record) -> None:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
@@ -192,7 +200,7 @@ class Index:
 def _database(path: Any) -> sqlite3.Connection:
     database = sqlite3.connect(path, check_same_thread=False)
     database.execute("PRAGMA synchronous = OFF")
-    database.execute("CREATE TABLE IF NOT EXISTS run (folder TEXT PRIMARY KEY, stamp TEXT, record TEXT)")
+    database.execute("CREATE TABLE IF NOT EXISTS run (folder BLOB PRIMARY KEY, stamp TEXT, record TEXT)")
     return database
 
 
@@ -329,7 +337,7 @@ def describe(data: RunData, name: str, folder: str) -> Record:
         "deleted": False,
     }
     changes = {key: value for key, value in edits(data.folder)[0].items() if value is not None or key == "color"}
-    return f.finite(json.loads(f.dumps(record | about | changes)))
+    return f.finite(json.loads(f.dumps(record | about | changes).encode("utf-8", "replace")))
 
 
 def broken(name: str, folder: str, why: str) -> Record:

@@ -5,14 +5,13 @@ import os
 import sys
 import threading
 import time
-import weakref
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from moonlet.tracker.writer import Run
 
 FSYNC_SECONDS = 1.0
-_open: "weakref.WeakSet[Run]" = weakref.WeakSet()
+_open: "set[Run]" = set()
 _syncer: threading.Thread | None = None
 
 

@@ -92,7 +92,7 @@ class Run(Media):
         self._forked = False
         host = {"version": 1, "host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}
         about = {key: value for key, value in self._about.items() if value}
-        self._write(f.MAGIC + f.record(b"H" + f.dumps(host | about).encode()), keep=True)
+        self._write(f.MAGIC + f.record(b"H" + f.dumps(host | about).encode("utf-8", "backslashreplace")), keep=True)
         lifetime.opened(self)
 
     def log(self, values: Mapping[str, Any], step: int | None = None) -> None:

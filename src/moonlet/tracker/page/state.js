@@ -116,9 +116,9 @@ function setFirstRuns(ids) {
 }
 
 function togglePicked(ids, on) {
-  const picked = new Set(state.picked ?? []);
+  const picked = new Set(state.picked ?? drawnIds());
   for (const id of ids) on ? picked.add(id) : picked.delete(id);
-  setState({ picked: picked.size ? [...picked] : null });
+  setState({ picked: [...picked] });
 }
 
 const PALETTE = ["#3b7ae0", "#e07b1a", "#2a9d6b", "#d6455b", "#8a63d2", "#1a9fb5", "#a5713f", "#d65fa6", "#8a961f", "#7084a6"];
