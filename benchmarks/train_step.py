@@ -1,13 +1,16 @@
 """The training step, forward and backward, on this machine: native kernels, plain PyTorch, and transformers.
 
-    python benchmarks/train_step.py [--repeats 5] [--shapes quickstart laptop]
+    python benchmarks/train_step.py [--repeats 5] [--contests quickstart laptop laptop_compiled k3_blocks]
 
 quickstart: the K3 model of recipes/quickstart.toml, batch 8 x 256, this project's native kernels against its own plain
 PyTorch path. laptop: the Kimi Linear form (hidden 384, 8 layers, 16 experts top-4, vocabulary 8 K), batch 4 x 512,
-native kernels against transformers' KimiLinearForCausalLM, eager, fp32 (bf16 and torch.compile are not compared). Both
-sides get all cores: this project one worker thread a core, the others PyTorch's own threads. First the losses must
-agree (2e-5), then the sides take turns and the median counts. FLOPs are those of `train.flops` for both sides; MFU is
-against the fp32 GEMM peak measured in the same run. Writes runs/bench/train_step.json.
+native kernels against transformers' KimiLinearForCausalLM, eager, fp32. laptop_compiled: the same against it under
+torch.compile, compile time apart. k3_blocks: the K3 form as wide and deep as laptop. All in fp32.
+Both sides get all cores: this project one worker thread a core, the others PyTorch's own threads. First the losses must
+agree (2e-5), then the sides take turns and the median counts. FLOPs and bytes are those of `train.flops` for both
+sides; MFU is against the fp32 GEMM peak, "of bound" against the roofline of both peaks, all measured in the same run.
+"6 N a core": 6 x active parameters x tokens/s, by core, in GFLOP/s. Load is the machine's (`uptime`), before and after.
+Writes runs/bench/train_step.json.
 """
 
 import argparse
@@ -16,21 +19,70 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from moonlet.files import write_json
+from moonlet.model import sizes
 from moonlet.model.config import ModelConfig, for_depth, from_json
 from moonlet.model.kernels import native
 from moonlet.model.model import Model
 from moonlet.model.weights import from_published
-from moonlet.train.flops import gemm_gflops, training_flops
-from moonlet.train.step import Batch, Stepper
+from moonlet.train.flops import costs, gemm_gflops, read_gigabytes
+from moonlet.train.step import MICRO_TOKENS, Batch, Stepper
 
 Side = Callable[[], float]  # one forward and backward pass; the mean loss
 THREADS = os.cpu_count() or 1
+LAPTOP: dict[str, Any] = {
+    "vocab_size": 8192,
+    "hidden_size": 384,
+    "intermediate_size": 1024,
+    "moe_intermediate_size": 128,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 6,
+    "kv_lora_rank": 128,
+    "qk_nope_head_dim": 64,
+    "qk_rope_head_dim": 32,
+    "v_head_dim": 64,
+    "num_experts": 16,
+    "num_experts_per_token": 4,
+    "num_shared_experts": 1,
+    "linear_attn_config": {
+        "kda_layers": [1, 2, 3, 5, 6, 7],
+        "full_attn_layers": [4, 8],
+        "head_dim": 64,
+        "num_heads": 6,
+        "short_conv_kernel_size": 4,
+    },
+}
+K3_BLOCKS = {
+    "hidden_size": 384,
+    "intermediate_size": 1152,
+    "num_attention_heads": 12,
+    "num_heads": 12,
+    "q_lora_rank": 192,
+    "kv_lora_rank": 192,
+    "moe_intermediate_size": 192,
+    "routed_expert_hidden_size": 192,
+}
+
+
+@dataclass
+class Contest:
+    """Sides that do the same work, the slowest first; `rows` x `length` tokens through `config`."""
+
+    config: ModelConfig
+    rows: int
+    length: int
+    sides: dict[str, Side]
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.length
 
 
 def batch(rows: int, length: int, vocab: int) -> Batch:
@@ -55,40 +107,26 @@ def ours(model: Model, data: Batch, kernels: bool) -> Side:
     return run
 
 
-def quickstart() -> tuple[ModelConfig, Batch, dict[str, Side]]:
+def quickstart() -> Contest:
     config = for_depth(4, 2048)
     model, data = Model(config).init_weights(0), batch(8, 256, 2048)
-    return (
-        config,
-        data,
-        {"moonlet, plain PyTorch": ours(model, data, False), "moonlet, native": ours(model, data, True)},
-    )
+    sides = {"moonlet, plain PyTorch": ours(model, data, False), "moonlet, native": ours(model, data, True)}
+    return Contest(config, 8, 256, sides)
 
 
-def laptop() -> tuple[ModelConfig, Batch, dict[str, Side]]:
+def k3_blocks() -> Contest:
+    config = for_depth(8, 8192, K3_BLOCKS)
+    model, data = Model(config).init_weights(0), batch(4, 512, 8192)
+    sides = {"moonlet, plain PyTorch": ours(model, data, False), "moonlet, native": ours(model, data, True)}
+    return Contest(config, 4, 512, sides)
+
+
+def laptop(compiled: bool = False) -> Contest:
     import transformers
     from safetensors.torch import load_file
 
     transformers.logging.set_verbosity_error()
-    linear = {"kda_layers": [1, 2, 3, 5, 6, 7], "full_attn_layers": [4, 8], "head_dim": 64, "num_heads": 6}
-    config = transformers.KimiLinearConfig(
-        vocab_size=8192,
-        hidden_size=384,
-        intermediate_size=1024,
-        moe_intermediate_size=128,
-        num_hidden_layers=8,
-        num_attention_heads=6,
-        num_key_value_heads=6,
-        kv_lora_rank=128,
-        qk_nope_head_dim=64,
-        qk_rope_head_dim=32,
-        v_head_dim=64,
-        num_experts=16,
-        num_experts_per_token=4,
-        num_shared_experts=1,
-        pad_token_id=None,
-        linear_attn_config={**linear, "short_conv_kernel_size": 4},
-    )
+    config = transformers.KimiLinearConfig(**LAPTOP, num_key_value_heads=6, pad_token_id=None)
     torch.manual_seed(0)
     eager = {"attn_implementation": "eager", "experts_implementation": "eager"}
     theirs = transformers.KimiLinearForCausalLM._from_config(config, **eager)
@@ -96,57 +134,85 @@ def laptop() -> tuple[ModelConfig, Batch, dict[str, Side]]:
         theirs.save_pretrained(folder)
         model = Model(from_json(Path(folder) / "config.json"))
         from_published(model, load_file(f"{folder}/model.safetensors"))
-    data = batch(4, 512, 8192)
+    data, parameters = batch(4, 512, 8192), list(theirs.parameters())
+    forward = torch.compile(theirs) if compiled else theirs
 
     def run() -> float:
         torch.set_num_threads(THREADS)
-        logits = theirs(data["tokens"]).logits
+        logits = forward(data["tokens"]).logits
         loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), data["tokens"][:, 1:].flatten())
-        torch.autograd.grad(loss, list(theirs.parameters()), allow_unused=True)
+        torch.autograd.grad(loss, parameters, allow_unused=True)
         return float(loss.detach())
 
-    return model.config, data, {"transformers, eager": run, "moonlet, native": ours(model, data, True)}
+    name = f"transformers, {'compiled' if compiled else 'eager'}"
+    return Contest(model.config, 4, 512, {name: run, "moonlet, native": ours(model, data, True)})
 
 
-SHAPES = {"quickstart": quickstart, "laptop": laptop}
+CONTESTS = {
+    "quickstart": quickstart,
+    "laptop": laptop,
+    "laptop_compiled": lambda: laptop(compiled=True),
+    "k3_blocks": k3_blocks,
+}
+
+
+def measure(name: str, contest: Contest, repeats: int, gflops: float, gigabytes: float) -> list[dict[str, Any]]:
+    """One row a side, after a first pass whose losses must agree."""
+    began = time.perf_counter()
+    first = [run() for run in contest.sides.values()]
+    warm = time.perf_counter() - began
+    if max(first) - min(first) > 2e-5:
+        raise SystemExit(f"{name}: the losses differ: {first}")
+    seconds: dict[str, list[float]] = {side: [] for side in contest.sides}
+    for _ in range(repeats):
+        for side, run in contest.sides.items():
+            began = time.perf_counter()
+            run()
+            seconds[side].append(time.perf_counter() - began)
+    config, tokens = contest.config, contest.tokens
+    found, passes = costs(config, MICRO_TOKENS, (contest.length + 1) / 2).values(), tokens / MICRO_TOKENS
+    flops = passes * sum(sum(cost.flops) for cost in found)
+    least = passes * sum(cost.seconds(gflops, gigabytes) for cost in found)
+    active = sum(sizes.active(sizes.parameters(config), config).values())
+    slowest, rows = statistics.median(next(iter(seconds.values()))), []
+    for side, times in seconds.items():
+        took = statistics.median(times)
+        row = {"contest": name, "side": side, "seconds": took, "all": times, "tokens_per_second": tokens / took}
+        row |= {"gflops": flops / took / 1e9, "mfu": flops / took / 1e9 / gflops, "of_bound": least / took}
+        row |= {"six_n_gflops_a_core": 6 * active * tokens / took / 1e9 / THREADS, "ratio": slowest / took}
+        rows.append(row | {"first_pass_seconds": warm})
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--contests", nargs="+", choices=CONTESTS, default=list(CONTESTS))
     options = parser.parse_args()
     if native.why_not():
         raise SystemExit(native.why_not())
-    peak, rows = gemm_gflops(THREADS), []
-    print(f"fp32 GEMM peak {peak:.0f} GFLOP/s on {THREADS} threads")
-    print(f"{'shape':12}{'side':26}{'ms':>9}{'tokens/s':>10}{'GFLOP/s':>9}{'MFU':>6}{'ratio':>7}")
-    for shape in options.shapes:
-        config, data, sides = SHAPES[shape]()
-        losses = [run() for run in sides.values()]
-        if max(losses) - min(losses) > 2e-5:
-            raise SystemExit(f"{shape}: the losses differ: {losses}")
-        seconds: dict[str, list[float]] = {name: [] for name in sides}
-        for _ in range(options.repeats):
-            for name, run in sides.items():
-                began = time.perf_counter()
-                run()
-                seconds[name].append(time.perf_counter() - began)
-        tokens = data["tokens"].numel()
-        flops = training_flops(config, tokens, (data["tokens"].shape[1] + 1) / 2)
-        slowest = statistics.median(next(iter(seconds.values())))
-        for name, times in seconds.items():
-            took = statistics.median(times)
-            rate, speed = tokens / took, flops / took / 1e9
-            rows.append({"shape": shape, "side": name, "seconds": took, "all": times, "tokens_per_second": rate})
-            rows[-1] |= {"gflops": speed, "mfu": speed / peak, "ratio": slowest / took}
+    load = [os.getloadavg()[0]]
+    gflops, gigabytes, rows = gemm_gflops(THREADS), read_gigabytes(THREADS), []
+    print(f"fp32 GEMM {gflops:.0f} GFLOP/s, reads {gigabytes:.1f} GB/s on {THREADS} threads; load {load[0]:.1f}")
+    print(
+        f"{'contest':17}{'side':24}{'ms':>8}{'tokens/s':>10}{'GFLOP/s':>9}{'MFU':>6}{'of bound':>10}{'6 N a core':>12}"
+        f"{'ratio':>7}"
+    )
+    for name in options.contests:
+        for row in measure(name, CONTESTS[name](), options.repeats, gflops, gigabytes):
+            rows.append(row)
             print(
-                f"{shape:12}{name:26}{1000 * took:9.0f}{rate:10,.0f}{speed:9.1f}{100 * speed / peak:5.0f}%"
-                f"{slowest / took:6.1f}x"
+                f"{name:17}{row['side']:24}{1000 * row['seconds']:8.0f}{row['tokens_per_second']:10,.0f}"
+                f"{row['gflops']:9.1f}{row['mfu']:6.0%}{row['of_bound']:10.0%}{row['six_n_gflops_a_core']:12.1f}"
+                f"{row['ratio']:6.1f}x",
+                flush=True,
             )
+    load.append(os.getloadavg()[0])
+    print(f"load after: {load[1]:.1f}")
     path = Path("runs/bench/train_step.json")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"threads": THREADS, "gemm_gflops": peak, "rows": rows})
+    peaks = {"gemm_gflops": gflops, "read_gigabytes_per_s": gigabytes}
+    write_json(path, {"threads": THREADS, **peaks, "load": load, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -33,10 +33,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {"tracker", "errors", "files"},
     "doctor": {"model"},
     "fit": {"model", "optim"},
+    "bench": {"errors"},
     "progress": set(),
     "stages": {"recipe", "rl", "evals", "report", "progress"},
     "run": {"recipe", "stages", "progress"},
-    "cli": {"run", "engine", "server", "agent", "evals", "doctor", "fit"},
+    "cli": {"run", "engine", "server", "agent", "evals", "doctor", "fit", "bench"},
     "__main__": {"cli"},
     "__init__": {"engine", "tracker"},
 }

@@ -171,3 +171,14 @@ def doctor(
 
     facts = report()
     print(json.dumps(facts, indent=2) if as_json else "\n".join(lines(facts)))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="roofline, kda, train-step, decode, ...: a script of benchmarks/")],
+) -> None:
+    """Measure the speed of a part on this machine. What follows the name goes to the script; -h there lists it."""
+    from moonlet.bench import main
+
+    raise typer.Exit(main(name, context.args))
