@@ -51,9 +51,10 @@ class EventFile:
         starts, at, end, unpack = [], 0, len(data), struct.Struct("<Q").unpack_from
         while at + 16 <= end:
             (length,) = unpack(data, at)
-            if length > 1 << 31:
-                self._damaged(at)
-            if at + 16 + length > end:
+            if at + 16 + length > end:  # not all there yet, unless the length itself is damaged
+                head = np.frombuffer(data, np.uint8, 12, at)
+                if masked(crc32c(head[None, :8]))[0] != head[8:].view("<u4")[0]:
+                    self._damaged(at)
                 break
             starts.append(at)
             at += 16 + length
