@@ -79,7 +79,7 @@ def cache_numbers(c: ModelConfig) -> tuple[int, int]:
 
 def activations(c: ModelConfig) -> float:
     """fp32 numbers a token that a training step keeps until its backward pass, with logits for every token."""
-    kept = 2 * c.hidden_size + c.vocab_size  # the last norm and the logits
+    kept: float = 2 * c.hidden_size + c.vocab_size  # the last norm and the logits
     for i in range(c.num_hidden_layers):
         kept += 4 * c.hidden_size  # the residual stream before and after each norm
         kept += kda_activations(c) if c.is_kda(i) else mla_activations(c)
