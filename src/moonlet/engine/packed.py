@@ -4,7 +4,7 @@
 weights of that moment: pack again after a step of training, and inside `rounded_experts` for the 4-bit values. Experts
 that are in 4 bits (`quant.packed_experts`) stay so; `weights` says how the other matrices are kept: fp32, int8 or int4,
 where their width is a multiple of 32 (quantised.h: their inputs are rounded to 8 bits then). The router is always fp32.
-The structures mirror those of decode.cpp, field by field. fp32 on a CPU only (`can_pack`).
+The structures mirror those of decode.h, field by field. fp32 on a CPU only (`can_pack`).
 """
 
 import ctypes

@@ -1,0 +1,118 @@
+// The feed-forward sublayers of the decoder: dense, and a mixture of experts (model/moe.py).
+#include <numeric>
+
+#include "decode.h"
+#include "experts.h"
+
+using threads::parallel;
+using threads::ranges;
+
+Buffer feed_forward(const MLP& m, Rows& x) {
+    const int I = m.gate.out;
+    const Buffer gate = apply(m.gate, x), up = apply(m.up, x);
+    const Glu glu{m.beta, m.linear};
+    ranges(x.N, SOME_TOKENS, [&](int from, int to) {
+        for (int i = from; i < to; i++) glu.forward(&gate[i * I], &up[i * I], &gate[i * I], I);
+    });
+    return apply(m.down, gate.get(), x.N);
+}
+
+namespace {
+
+// The chosen experts of one token, s [E] its scores: the largest of s + bias, and their weights.
+void choose(const MoE& m, const float* s, int64_t* chosen, float* p) {
+    std::vector<int64_t> order(m.experts);
+    std::iota(order.begin(), order.end(), 0);
+    std::partial_sort(order.begin(), order.begin() + m.chosen, order.end(), [&](int64_t a, int64_t b) {
+        return s[a] + m.bias[a] > s[b] + m.bias[b];
+    });
+    float sum = 1e-20f;
+    for (int i = 0; i < m.chosen; i++) {
+        chosen[i] = order[i];
+        sum += p[i] = s[order[i]];
+    }
+    for (int i = 0; i < m.chosen; i++) p[i] = (m.renormalize ? p[i] / sum : p[i]) * m.factor;
+}
+
+// sum_i p_i E_i(z) with experts in 4 or 8 bits: gate and up of every assignment (sorted by expert), then down, then
+// each token's sum in the order of its experts.
+Buffer quantised_experts(const MoE& m, Rows& z, const int64_t* chosen, const float* p) {
+    const int N = z.N, k = m.chosen, L = m.w1.in, I = m.w1.out, total = N * k;
+    std::vector<int64_t> order(total), starts(m.experts + 1);
+    sort_by_expert(chosen, total, m.experts, order.data(), starts.data());
+    std::vector<int> active, tokens(total), all(total), place(total);
+    for (int e = 0; e < m.experts; e++)
+        if (starts[e] < starts[e + 1]) active.push_back(e);
+    for (int i = 0; i < total; i++) tokens[i] = order[i] / k, all[i] = i, place[order[i]] = i;
+    // A part is a share of an expert's panels: few experts are split, so that every member has some.
+    const int shares = std::max<int>(1, 4 * threads::members / static_cast<int>(active.size()));
+    const auto product = [&](const Matrix& stack, const Rows8& x, const int* rows, int part, float* y, ptrdiff_t ld) {
+        const int e = active[part / shares], share = part % shares, panels = (stack.out + OUTS - 1) / OUTS;
+        const Matrix w = nth(stack, e);
+        const Chosen mine{x, rows + starts[e], static_cast<int>(starts[e + 1] - starts[e])};
+        quantised_product(w.kind, reinterpret_cast<const uint8_t*>(w.panels), w.in, w.out, mine, y + starts[e] * ld, ld,
+                          panels * share / shares, panels * (share + 1) / shares);
+    };
+    const int parts = static_cast<int>(active.size()) * shares;
+    Buffer joint = buffer(static_cast<size_t>(total) * 2 * I), y = buffer(static_cast<size_t>(total) * L);
+    const Rows8& narrow = z.rounded(L);
+    parallel(parts, [&](int part) {
+        product(m.w1, narrow, tokens.data(), part, joint.get(), 2 * I);
+        product(m.w3, narrow, tokens.data(), part, joint.get() + I, 2 * I);
+    });
+    const Glu glu{m.beta, m.linear};
+    ranges(total, SOME_TOKENS, [&](int from, int to) {
+        for (int i = from; i < to; i++) glu.forward(&joint[i * 2 * I], &joint[i * 2 * I + I], &joint[i * 2 * I], I);
+    });
+    const Rows8 hidden(joint.get(), 2 * I, total, I);
+    parallel(parts, [&](int part) { product(m.w2, hidden, all.data(), part, y.get(), L); });
+    Buffer u = buffer(static_cast<size_t>(N) * L);
+    ranges(N, SOME_TOKENS, [&](int from, int to) {
+        for (int n = from; n < to; n++) {
+            std::vector<int> mine(place.begin() + n * k, place.begin() + (n + 1) * k);
+            std::sort(mine.begin(), mine.end());
+            float* sum = &u[static_cast<size_t>(n) * L];
+            std::fill(sum, sum + L, 0.0f);
+            for (int i : mine)
+                for (int j = 0; j < L; j++) sum[j] += p[order[i]] * y[static_cast<size_t>(i) * L + j];
+        }
+    });
+    return u;
+}
+
+Buffer float_experts(const MoE& m, const Rows& z, const int64_t* chosen, const float* p) {
+    const int N = z.N, k = m.chosen, L = m.w1.in, I = m.w1.out;
+    std::vector<int64_t> order(static_cast<size_t>(N) * k), starts(m.experts + 1);
+    Buffer joint = buffer(static_cast<size_t>(N) * k * 2 * I), u = buffer(static_cast<size_t>(N) * L);
+    const auto panels = [](const Matrix& stack, int e) { return reinterpret_cast<const float*>(nth(stack, e).panels); };
+    const auto packed = [&](int e) { return Expert{panels(m.w1, e), panels(m.w3, e), panels(m.w2, e)}; };
+    run_experts(z.x, chosen, p, packed, u.get(), joint.get(), order.data(), starts.data(), N, k, m.experts, L, I,
+                Glu{m.beta, m.linear});
+    return u;
+}
+
+}  // namespace
+
+Buffer feed_forward(const MoE& m, Rows& x) {
+    const int N = x.N, E = m.experts, k = m.chosen, L = m.w1.in;
+    Buffer scores = apply(m.router, x), p = buffer(static_cast<size_t>(N) * k);
+    std::vector<int64_t> chosen(static_cast<size_t>(N) * k);
+    sigmoid_rows(scores.get(), N, E);
+    for (int i = 0; i < N; i++) choose(m, &scores[i * E], &chosen[i * k], &p[i * k]);
+    const Buffer low = m.down.panels ? apply(m.down, x) : nullptr;
+    Rows latent(low.get(), L, N);
+    Rows& z = low ? latent : x;
+    Buffer u = m.w1.kind == FLOAT ? float_experts(m, z, chosen.data(), p.get())
+                                  : quantised_experts(m, z, chosen.data(), p.get());
+    if (m.norm) {
+        Buffer normed = buffer(static_cast<size_t>(N) * L);
+        rms_norm_forward(u.get(), m.norm, normed.get(), N, L, m.eps);
+        u.swap(normed);
+    }
+    Buffer y = m.up.panels ? apply(m.up, u.get(), N) : std::move(u);
+    if (m.shared.gate.panels) {
+        const Buffer more = feed_forward(m.shared, x);
+        for (int i = 0; i < N * m.shared.down.out; i++) y[i] += more[i];
+    }
+    return y;
+}
