@@ -1,4 +1,8 @@
-"""Runs of other trackers come in whole. `data/` holds event files of torch 2.13's SummaryWriter and tensorboard 2.21; wandb's file, whose own holds a machine's description, and the databases are built here as those packages do."""
+"""Runs of other trackers come in whole.
+
+`data/` holds event files of torch 2.13's SummaryWriter with tensorboard 2.21. wandb's own files describe a machine, so
+one is built here, as are the databases of trackio and MLflow, by the layout of those packages.
+"""
 
 import json
 import shutil

@@ -4,6 +4,7 @@ A curve is decoded when somebody asks for it and stays in memory up to CURVE_BYT
 first. Aggregates are exact: at every x where any run of the group has a point, over the runs that have one there.
 """
 
+import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from moonlet.tracker.reader import RunData, Series, last_writes
 
 CURVE_BYTES = 200 * 2**20
 RUN_POINTS = 8_000_000  # of the runs whose sources stay open
+FRESH_SECONDS = 0.2  # for so long what was read of a run is good enough
 AGGREGATE_CELLS = 4_000_000  # of the table of runs × places that is sorted at once
 
 
@@ -36,15 +38,18 @@ class Curves:
         self.index = index
         self._curves: OrderedDict[Any, tuple[Any, Curve]] = OrderedDict()
         self._runs: OrderedDict[str, RunData] = OrderedDict()
+        self._looked: dict[str, float] = {}  # when each was last refreshed
 
     def run(self, name: str) -> RunData:
         """The run as far as it is written now. Raises KeyError for an unknown id. Hold `index.lock`."""
-        live = self.index.live(name)
-        data = live or self._runs.get(name) or RunData(self.index.folder(name))
+        live, kept, now = self.index.live(name), self._runs.get(name), time.monotonic()
+        if kept is not None and live in (None, kept) and now - self._looked[name] < FRESH_SECONDS:
+            return kept
+        data = live or kept or RunData(self.index.folder(name))
         data.refresh()
-        if live is None:
-            self._runs[name] = data
-            self._runs.move_to_end(name)
+        self._runs[name], self._looked[name] = data, now
+        self._runs.move_to_end(name)
+        if data is not kept:
             while len(self._runs) > 1 and sum(one.held for one in self._runs.values()) > RUN_POINTS:
                 self._runs.popitem(last=False)
         return data
@@ -57,7 +62,7 @@ class Curves:
         """Raises KeyError for an unknown run. A name that the run lacks is an empty curve."""
         with self.index.lock:
             data = self.run(run)
-            key, mark = (run, name, attempt, x), (id(data), data.version)
+            key, mark = (run, name, attempt, x), (data, data.version)
             if key in self._curves and self._curves[key][0] == mark:
                 self._curves.move_to_end(key)
                 return self._curves[key][1]
@@ -82,9 +87,12 @@ class Curves:
         return Curve.of(axis.value[place[known]], series.value[known], int(len(known) - known.sum()))
 
     def _keep(self, key: Any, mark: Any, curve: Curve) -> None:
+        self._curves.pop(key, None)
         self._curves[key] = (mark, curve)
-        while len(self._curves) > 1 and sum(one.bytes for _, one in self._curves.values()) > CURVE_BYTES:
-            self._curves.popitem(last=False)
+        held = sum(one.bytes for _, one in self._curves.values()) if curve.bytes > 1 << 20 else 0
+        if held > CURVE_BYTES or len(self._curves) > 20_000:
+            while len(self._curves) > 1 and sum(one.bytes for _, one in self._curves.values()) > CURVE_BYTES * 3 // 4:
+                self._curves.popitem(last=False)
 
     def m4(self, wanted: list[dict[str, Any]], request: Request) -> dict[str, Any]:
         """Header of the answer; each of its series holds `arrays` as numpy still (see `wire`)."""

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 BLOCK = 64
+DIRECT = 8 * BLOCK
 NAN, PLUS_INF, MINUS_INF = 1, 2, 4
 
 
@@ -141,7 +142,15 @@ def window(
 
 
 def _extremes(curve: Curve, starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Least and greatest finite value of y[start:stop] for each pair; NaN where there is none."""
+    """Least and greatest finite value of y[start:stop] for each pair (they touch each other); NaN where there is none."""
+    begin, end = int(starts[0]), int(stops[-1])
+    if end - begin < DIRECT * len(starts):  # few points a column: looking at all is quicker than at blocks
+        values = low_values = curve.y[begin:end]
+        if len(curve.odd):
+            finite = np.isfinite(values)
+            values, low_values = np.where(finite, values, -np.inf), np.where(finite, values, np.inf)
+        low, high = np.minimum.reduceat(low_values, starts - begin), np.maximum.reduceat(values, starts - begin)
+        return np.where(low > high, np.nan, low), np.where(low > high, np.nan, high)
     first, last = -(-starts // BLOCK), stops // BLOCK  # the whole blocks of a column
     inner = last > first
     low, high = np.full(len(starts), np.inf), np.full(len(starts), -np.inf)
@@ -154,9 +163,9 @@ def _extremes(curve: Curve, starts: np.ndarray, stops: np.ndarray) -> tuple[np.n
     left_end = np.where(inner, first * BLOCK, stops)
     right_start = np.where(inner, last * BLOCK, stops)
     reach = np.arange(2 * BLOCK)
-    for begin, end in ((starts, left_end), (right_start, stops)):
-        places = begin[:, None] + reach
-        outside = places >= end[:, None]
+    for left, right in ((starts, left_end), (right_start, stops)):
+        places = left[:, None] + reach
+        outside = places >= right[:, None]
         values = curve.y[np.minimum(places, len(curve.y) - 1)]
         if len(curve.odd):
             outside |= ~np.isfinite(values)
