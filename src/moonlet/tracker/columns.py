@@ -149,6 +149,11 @@ class ColumnsFile(Source):
         with open(self.path, "rb") as file:
             return self._axis(file, step), self._axis(file, time).view(np.float64), self._join(file, value)
 
+    def steps_values(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        _, step, _, value = self._footer["series"][name]
+        with open(self.path, "rb") as file:
+            return self._axis(file, step), self._join(file, value)
+
     def payload(self, event: Event) -> bytes:
         number, row = event.place
         offset, length = self._footer["events"][row][5:7]

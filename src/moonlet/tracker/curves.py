@@ -76,15 +76,15 @@ class Curves:
         if x in ("time", "relative"):
             _, time, value = data.raw(name, attempt)  # every attempt: overlapping steps lie at times of their own
             return Curve.of(time - self.index.records[run]["created"] if x == "relative" else time, value)
-        series = data.series(name, attempt)
+        step, value = data.by_step(name, attempt)
         if x == "step":
-            return Curve.of(series.step, series.value)
+            return Curve.of(step, value)
         if x not in data.names(attempt):
-            return Curve(np.empty(0), np.empty(0), len(series.step))
-        axis = data.series(x, attempt)
-        place = np.searchsorted(axis.step, series.step, "right") - 1  # the last known value is carried on
+            return Curve(np.empty(0), np.empty(0), len(step))
+        places, axis = data.by_step(x, attempt)
+        place = np.searchsorted(places, step, "right") - 1  # the last known value is carried on
         known = place >= 0
-        return Curve.of(axis.value[place[known]], series.value[known], int(len(known) - known.sum()))
+        return Curve.of(axis[place[known]], value[known], int(len(known) - known.sum()))
 
     def _keep(self, key: Any, mark: Any, curve: Curve) -> None:
         self._curves.pop(key, None)

@@ -142,7 +142,7 @@ def window(
 
 
 def _extremes(curve: Curve, starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Least and greatest finite value of y[start:stop] for each pair (they touch each other); NaN where there is none."""
+    """Least and greatest finite value of y[start:stop] for each pair (they touch); NaN where there is none."""
     begin, end = int(starts[0]), int(stops[-1])
     if end - begin < DIRECT * len(starts):  # few points a column: looking at all is quicker than at blocks
         values = low_values = curve.y[begin:end]

@@ -89,6 +89,16 @@ class RunData:
         step, time, value = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         return step, time, value
 
+    def by_step(self, name: str, attempt: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """step and value of `series`."""
+        sources = [source for source in self.chosen(attempt) if name in source.stats]
+        if len(sources) == 1:
+            step, value = sources[0].steps_values(name)
+            if (step[1:] > step[:-1]).all():
+                return step, value
+        series = self.series(name, attempt)
+        return series.step, series.value
+
     def series(self, name: str, attempt: int | None = None) -> Series:
         return last_writes(*self.raw(name, attempt))
 

@@ -35,10 +35,21 @@ class Board:
     write_token: str
     files: dict[str, tuple[bytes, str]]
     page: Path
+    _waiting: asyncio.Task[None] | None = None
     _fields: tuple[int, dict[str, Any]] = field(default=(-1, {}))
 
     def run(self, name: str) -> dict[str, Any]:
         return self.index.records[name]
+
+    async def news(self, seconds: float) -> None:
+        """Wait until the index has changed, at most so long. However many wait, one task looks."""
+        if self._waiting is None or self._waiting.done():
+            self._waiting = asyncio.create_task(self._change(self.index.version))
+        await asyncio.wait([self._waiting], timeout=seconds)
+
+    async def _change(self, version: int) -> None:
+        while self.index.version == version:
+            await asyncio.sleep(0.1)
 
     def fields(self) -> dict[str, Any]:
         """Every key of any run with the number of runs that have it."""
@@ -161,8 +172,8 @@ def reading(board: Board) -> APIRouter:
     @api.get("/api/changes")
     async def changes(since: int = 0, wait: Annotated[float, Query(ge=0, le=30)] = 20) -> Response:
         end = time.monotonic() + wait
-        while index.version <= since and time.monotonic() < end:
-            await asyncio.sleep(0.1)
+        while index.version <= since and (left := end - time.monotonic()) > 0:
+            await board.news(left)
         with index.lock:
             news = {
                 "cursor": index.version,

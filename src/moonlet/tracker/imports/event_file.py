@@ -118,16 +118,28 @@ def _scalars(rows: np.ndarray, which: np.ndarray, found: dict[bytes, list[tuple[
         for place in range(width):
             step |= (part[:, 10 + place].astype(np.uint64) & np.uint64(127)) << np.uint64(7 * place)
         value = np.ascontiguousarray(part[:, length - 4 :]).view("<f4").ravel()
-        names = part[:, at + 6 : at + 6 + tag]
-        waiting = np.arange(len(part))
-        while len(waiting):
-            name = names[waiting[0]]
-            hit = (names[waiting] == name).all(1)
-            mine = waiting[hit]
+        for name, mine in _by_name(part[:, at + 6 : at + 6 + tag]):
             columns = (which[chosen[mine]], step[mine].astype(np.int64), time[mine], value[mine])
-            found.setdefault(name.tobytes(), []).append(columns)
-            waiting = waiting[~hit]
+            found.setdefault(name, []).append(columns)
     return done
+
+
+def _by_name(names: np.ndarray) -> Iterator[tuple[bytes, np.ndarray]]:
+    """Equal rows of bytes [N, L]: (bytes, their places in order). A hash sorts them, their bytes decide."""
+    count, length = names.shape
+    padded = np.zeros((count, -(-length // 8) * 8), np.uint8)
+    padded[:, :length] = names
+    words = padded.view("<u8")
+    odd = (np.arange(words.shape[1], dtype=np.uint64) * np.uint64(2) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    mixed = words ^ (words >> np.uint64(29))
+    keys = (mixed * odd).sum(1, dtype=np.uint64)
+    order = np.argsort(keys, kind="stable")
+    firsts = np.flatnonzero(np.diff(keys[order], prepend=keys[order[:1]] - np.uint64(1)))
+    for mine in np.split(order, firsts[1:]):
+        while len(mine):
+            same = (words[mine] == words[mine[0]]).all(1)
+            yield names[mine[0]].tobytes(), mine[same]
+            mine = mine[~same]  # empty, unless two names have one hash
 
 
 @cache
