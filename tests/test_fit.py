@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+
+sys.path.append(str(Path(__file__).parent / "engine"))
+
+from folders import publish
 from helpers import tiny_model_folder
 
 from moonlet import fit
@@ -55,29 +59,30 @@ def test_the_named_machines_hold_their_presets() -> None:
 
 
 MEASURE = """
-import torch
-from moonlet.engine.generate import Decoder
-from moonlet.model import sizes
-from moonlet.model.model import Model
-from moonlet.model.presets import preset
+import sys
+from pathlib import Path
+from moonlet.engine.weights import opened
 
-def resident():
-    return int(open("/proc/self/statm").read().split()[1]) * 4096
+def private():
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("RssAnon"))
 
-Decoder(Model(preset("nano")).init_weights(0)).prefill([[1, 2, 3]], 4)
-before = resident()
-model = Model(preset("laptop")).init_weights(0)
-decoder = Decoder(model)
-print(resident() - before)
+opened(Path(sys.argv[1]), sys.argv[3], None)
+before = private()
+kept = opened(Path(sys.argv[2]), sys.argv[3], None)
+print(private() - before)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
-def test_predicted_memory_is_the_measured_one() -> None:
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+@pytest.mark.parametrize(("weights", "fact"), [("fp32", "cpu"), ("int8", "cpu_int8")])
+def test_predicted_memory_is_the_measured_one(weights: str, fact: str, tmp_path: Path) -> None:
     if native.why_not():
-        pytest.skip("without the native decoder there is one copy of the weights")
-    done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True)
-    assert int(done.stdout) / fit.facts("laptop", None, 1)["cpu"] == pytest.approx(1, abs=0.1)
+        pytest.skip("without the native decoder weights stay mapped")
+    for name in ("nano", "laptop"):
+        publish(tmp_path / name, Model(preset(name)).init_weights(0), dtype=torch.bfloat16, experts="mxfp4")
+    command = [sys.executable, "-c", MEASURE, str(tmp_path / "nano"), str(tmp_path / "laptop"), weights]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) / fit.facts("laptop", None, 1)[fact] == pytest.approx(1, abs=0.1)
 
 
 TRAIN = """

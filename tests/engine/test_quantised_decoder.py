@@ -45,8 +45,8 @@ def test_products_are_those_of_the_rounded_inputs(format: str, rows: int, width:
     x[0, :32] = 0.0
     codes, scale, values = coded(torch.randn(out, width, generator=r) * 0.02, format)
     matrix = PackedModel.__new__(PackedModel)
-    matrix.kept = []
-    packed = matrix.quantised(codes, scale, format)
+    matrix.kept, matrix.scratch = [], None
+    packed = matrix.quantised([(codes, scale)], 1, format)
     panels = matrix.kept[-1]
     assert isinstance(panels, Tensor) and packed.panels == panels.data_ptr()
     results = []

@@ -18,10 +18,10 @@ from moonlet.chat.stream import Event, Parser
 from moonlet.chat.xtml import CLOSE, OPEN, SEP
 from moonlet.engine.generate import Decoder
 from moonlet.engine.grammar import Grammars, Matcher
-from moonlet.engine.load import load
 from moonlet.engine.request import Limits, Request, Thinking
 from moonlet.engine.sampling import Picked, SamplingParams, StopStrings
 from moonlet.engine.scheduler import Scheduler
+from moonlet.engine.weights import opened
 from moonlet.errors import InputError
 
 TURN = 0.1  # seconds after which a stream that waits gives its caller a turn
@@ -53,12 +53,20 @@ class Reply:
 class Engine:
     """A loaded model folder; `chat` and `stream` are its two verbs."""
 
-    def __init__(self, folder: str | Path, limits: Limits | None = None) -> None:
-        self.model, tokenizer = load(folder)
+    def __init__(
+        self,
+        folder: str | Path,
+        limits: Limits | None = None,
+        weights: str = "fp32",
+        scratch: str | Path | None = None,
+    ) -> None:
+        """weights: see weights.py; inputs of 4- and 8-bit matrices are rounded to 8 bits. scratch: a folder for the
+        experts, which then need not fit the memory. InputError for what this folder or machine cannot."""
+        self.model, tokenizer, packed = opened(Path(folder), weights, None if scratch is None else Path(scratch))
         if tokenizer is None:
             raise InputError(f"{folder} has no tokenizer.json; add the tokenizer of the run to the model folder")
         self.tokenizer = tokenizer
-        self.scheduler = Scheduler(Decoder(self.model), limits or Limits())
+        self.scheduler = Scheduler(Decoder(self.model, packed), limits or Limits())
         path = Path(folder).resolve()
         self.name = path.parent.name if path.name == "model" else path.name  # runs/NAME/model is NAME
         self.context_length = self.scheduler.pool.context

@@ -65,9 +65,10 @@ def pick(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, T
 class Decoder:
     """A model as it now is, ready to continue cached sequences; make a new one when its weights have changed."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, packed: PackedModel | None = None) -> None:
+        """packed: the model as it is to be decoded, where it is not its fp32 self."""
         self.model = model
-        self.packed = PackedModel(model) if can_pack(model) else None
+        self.packed = packed or (PackedModel(model) if can_pack(model) else None)
 
     @torch.no_grad()
     def feed(self, cache: Cache, rows: Sequence[int], queues: Sequence[Sequence[int]]) -> Tensor:

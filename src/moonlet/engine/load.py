@@ -8,7 +8,7 @@ bf16 or fp16 (`tensor_files.py`); written is one file.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,11 +100,13 @@ def write(
             (tmp / "README.md").write_text(card)
 
 
-def load(folder: str | Path, packed: bool = False) -> tuple[Model, Tokenizer | None]:
+def load(
+    folder: str | Path, packed: bool = False, room: Callable[..., Tensor] = torch.empty
+) -> tuple[Model, Tokenizer | None]:
     """Model (eval, fp32) and tokenizer (None when the folder has none). InputError when it is not a model folder.
 
     The model is made without memory and filled tensor by tensor from the mapped files. With `packed`, experts that are
-    stored in 4 bits stay so: the model can be run, not trained.
+    stored in 4 bits stay so: the model can be run, not trained; room(shape, dtype=) gives their memory.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -119,7 +121,7 @@ def load(folder: str | Path, packed: bool = False) -> tuple[Model, Tokenizer | N
         model = Model(config)
         if packing is not None and packed:
             pack_experts(model, FORMATS[packing])
-    from_published(model, tensors)
+    from_published(model, tensors, room)
     found = any((folder / name).is_file() for name in ("tokenizer.json", "tiktoken.model"))
     tokenizer = Tokenizer.load(folder) if found else None
     if tokenizer is not None and tokenizer.vocab_size != config.vocab_size:

@@ -4,15 +4,21 @@
 weights of that moment: pack again after a step of training, and inside `rounded_experts` for the 4-bit values. Experts
 that are in 4 bits (`quant.packed_experts`) stay so; `weights` says how the other matrices are kept: fp32, int8 or int4,
 where their width is a multiple of 32 (quantised.h: their inputs are rounded to 8 bits then). The router is always fp32.
+With `consume` the model's own weights are given up as they are packed, layer by layer; with `scratch` the experts'
+panels lie in unnamed files of that folder, which the system reads as they are used and drops when memory is short.
 The structures mirror those of decode.h, field by field. fp32 on a CPU only (`can_pack`).
 """
 
 import ctypes
-from collections.abc import Sequence
+import math
+import tempfile
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from moonlet.model.attn_res import AttnResMix
 from moonlet.model.kda import KDA, KDAState
@@ -25,6 +31,7 @@ from moonlet.quant.grids import GROUP, int_codes
 from moonlet.quant.packed_experts import PackedExperts
 
 PANEL, PANEL8 = 16, 8  # columns of a panel, as in gemm.h and quantised.h
+STACKS = ("w1", "w3", "w2")
 KINDS = {"fp32": 0, "int4": 1, "mxfp4": 2, "int8": 3}
 POINTER, INT, FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
 
@@ -114,6 +121,19 @@ def in_rows(cache: Cache) -> Memory:
     return Memory(states, cache.lengths, torch.arange(len(cache.lengths), dtype=torch.int32)[:, None], page)
 
 
+def on_disk(folder: Path, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """A tensor whose memory is a file without a name in `folder`: it goes when the tensor does."""
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        file.truncate(math.prod(shape) * dtype.itemsize)
+        return torch.from_file(file.name, shared=True, size=math.prod(shape), dtype=dtype).view(*shape)
+
+
+def give_up(part: nn.Module) -> None:
+    """Leave `part` without its weights."""
+    for tensor in [*part.parameters(), *part.buffers()]:
+        tensor.data = tensor.data.new_empty(0)
+
+
 def can_pack(model: Model) -> bool:
     return usable(*model.parameters())
 
@@ -121,9 +141,9 @@ def can_pack(model: Model) -> bool:
 class PackedModel:
     """`decode` runs it; `kept` holds what the structures point to."""
 
-    def __init__(self, model: Model, weights: str = "fp32") -> None:
+    def __init__(self, model: Model, weights: str = "fp32", consume: bool = False, scratch: Path | None = None) -> None:
         self.kept: list[object] = []
-        self.weights = weights
+        self.weights, self.consume, self.scratch = weights, consume, scratch
         c = model.config
         layers = (LayerC * c.num_hidden_layers)(*(self.layer(layer, c.attn_res_block_size) for layer in model.layers))
         final = model.output_attn_res if c.attn_res_block_size is not None else None
@@ -137,6 +157,8 @@ class PackedModel:
             c.num_hidden_layers,
             c.rms_norm_eps,
         )
+        if consume:
+            give_up(model.lm_head)
 
     def decode(
         self,
@@ -170,7 +192,7 @@ class PackedModel:
         mla = self.address(self.mla(attention)) if isinstance(attention, MLA) else None
         moe = self.address(self.moe(ffn)) if isinstance(ffn, MoE) else None
         mlp = self.address(self.mlp(ffn)) if isinstance(ffn, MLP) else None
-        return LayerC(
+        made = LayerC(
             *(kda, mla, moe, mlp),
             self.query(layer.self_attention_res if block else None),
             self.values(layer.input_layernorm.weight),
@@ -178,6 +200,9 @@ class PackedModel:
             self.values(layer.post_attention_layernorm.weight),
             int(block is not None and layer.index % block == 0),
         )
+        if self.consume:
+            give_up(layer)
+        return made
 
     def kda(self, a: KDA) -> KDAC:
         taps = torch.cat([a.q_conv1d.weight, a.k_conv1d.weight, a.v_conv1d.weight]).squeeze(1)
@@ -230,7 +255,7 @@ class PackedModel:
     def experts(self, e: Experts | PackedExperts) -> list[MatrixC]:
         """w1, w3, w2: all of them in one form."""
         if isinstance(e, PackedExperts):
-            return [self.quantised(*e.stack(name), e.format) for name in ("w1", "w3", "w2")]
+            return [self.quantised(map(e.codes, repeat(name), range(e.count)), e.count, e.format) for name in STACKS]
         narrow = all(w.shape[-1] % GROUP == 0 for w in (e.w1, e.w2))
         return [(self.matrix if narrow else self.float_matrix)(w) for w in (e.w1, e.w3, e.w2)]
 
@@ -244,21 +269,30 @@ class PackedModel:
         """weight [out, in], or a stack [n, out, in] packed one after another, in the form that was asked for."""
         if self.weights == "fp32" or weight.shape[-1] % GROUP:
             return self.float_matrix(weight)
-        codes, scale = int_codes(weight.detach(), 7 if self.weights == "int4" else 127)
-        return self.quantised(codes, scale, self.weights)
+        stack = weight.detach().reshape(-1, *weight.shape[-2:])
+        largest = 7 if self.weights == "int4" else 127
+        return self.quantised((int_codes(one, largest) for one in stack), len(stack), self.weights)
 
-    def quantised(self, codes: Tensor, scale: Tensor, format: str) -> MatrixC:
-        """codes [..., out, in] and scale [..., out, in/32] as `quant.grids` has them, one byte a code."""
-        out, width = codes.shape[-2:]
-        kind = KINDS[format]
-        codes = (codes + 8 if format == "int4" else codes).view(-1, out, width).contiguous()
-        scale = (scale if format == "mxfp4" else scale.bfloat16()).view(-1, out, width // GROUP).contiguous()
-        group = PANEL8 * (GROUP if format == "int8" else GROUP // 2) + PANEL8 * scale.element_size()
-        panels = torch.empty(len(codes), -(-out // PANEL8) * (width // GROUP) * group, dtype=torch.uint8)
-        for one, s, to in zip(codes, scale, panels):
-            call("pack_quantised", one, s, to, kind, width, out)
+    def quantised(self, matrices: Iterable[tuple[Tensor, Tensor]], count: int, format: str) -> MatrixC:
+        """`count` matrices: codes [out, in] and scale [out, in/32] as `quant.grids` has them, one byte a code."""
+        panels: Tensor | None = None
+        for place, (codes, scale) in enumerate(matrices):
+            out, width = codes.shape
+            codes, scale = (codes + 8, scale.bfloat16()) if format == "int4" else (codes, scale)
+            scale = scale.bfloat16() if format == "int8" else scale
+            if panels is None:
+                group = PANEL8 * (GROUP if format == "int8" else GROUP // 2) + PANEL8 * scale.element_size()
+                panels = self.room(count, -(-out // PANEL8) * (width // GROUP) * group)
+            call("pack_quantised", codes.contiguous(), scale.contiguous(), panels[place], KINDS[format], width, out)
+        assert panels is not None
         self.kept.append(panels)
-        return MatrixC(panels.data_ptr(), width, out, kind)
+        return MatrixC(panels.data_ptr(), width, out, KINDS[format])
+
+    def room(self, count: int, size: int) -> Tensor:
+        """[count, size] bytes; stacks lie in `scratch` where there is one."""
+        if self.scratch is None or count == 1:
+            return torch.empty(count, size, dtype=torch.uint8)
+        return on_disk(self.scratch, (count, size), torch.uint8)
 
     def float_matrix(self, weight: Tensor) -> MatrixC:
         weight = weight.detach().contiguous()

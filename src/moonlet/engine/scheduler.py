@@ -29,6 +29,7 @@ from moonlet.engine.request import Busy, Limits, Request, Work
 from moonlet.engine.sampling import Picked, Row, choose, describe
 from moonlet.engine.speculate import Drafter
 from moonlet.errors import InputError
+from moonlet.model.sizes import active, parameters
 
 CHUNK_END = 512  # prefill leaves a snapshot at multiples of it
 SHORTEST_JUNCTION = 16  # tokens that two prompts share beyond a hit, to be worth a snapshot
@@ -46,7 +47,7 @@ class Scheduler:
         self.pool = Pool(decoder.model, limits.sequences, config.max_position_embeddings, limits.memory)
         self.cache = PrefixCache(self.pool)
         self.threads = limits.threads or len(os.sched_getaffinity(0))
-        self.weights = sum(p.numel() for p in decoder.model.parameters())
+        self.weights = sum(active(parameters(config), config).values())
         self.workers = ThreadPoolExecutor(self.threads, "moonlet-decode", torch.set_num_threads, (1,))
         self.lock, self.inbox, self.alive = threading.Lock(), deque[Request](), False
         self.arrivals = itertools.count()
@@ -147,6 +148,8 @@ class Scheduler:
         if speculate and self.limits.speculate and request.row.plain and self.decoder.packed is not None:
             request.drafter = request.drafter or Drafter(request.tokens)
             drafts = request.drafter.propose(request.asked.max_tokens - request.made - 1)
+            end = next((n for n, token in enumerate(drafts, 1) if token in request.stop), len(drafts))
+            drafts = drafts[:end]
             if drafts and not self.pool.grow(request.held, len(tokens) + len(drafts)):
                 drafts = []
         if not self.make_room(request, work, len(tokens) + len(drafts)):

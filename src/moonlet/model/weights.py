@@ -5,7 +5,7 @@ Differences: the stacked experts [E, ...] become one matrix an expert (`experts.
 [1, 1, H, 1] in Kimi Linear and flat, zero-padded to a multiple of 128, in K3. All other names are the same.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -52,8 +52,9 @@ def pad_a_log(value: Tensor) -> Tensor:
     return torch.cat([value, value.new_zeros(-value.shape[0] % 128)])
 
 
-def from_published(model: Model, tensors: Mapping[str, Tensor]) -> None:
+def from_published(model: Model, tensors: Mapping[str, Tensor], room: Callable[..., Tensor] = torch.empty) -> None:
     """Fill `model`, which may be on the meta device, in fp32 from published tensors (dequantised), one at a time.
+    room(shape, dtype=): the memory of stacks of experts.
 
     Of a multimodal checkpoint the text part is taken (`language_model.`), of one with a layer for multi-token
     prediction the others. InputError lists missing, surplus and misshapen names.
@@ -88,7 +89,7 @@ def from_published(model: Model, tensors: Mapping[str, Tensor]) -> None:
                 row = fits(take(f"{stem}.{j}.{key}.{part}"), own[j], f"{stem}.{j}.{key}.{part}")
                 if row is not None:
                     if name not in filled:
-                        filled[name] = torch.empty(own.shape, dtype=torch.float32 if part == "weight" else row.dtype)
+                        filled[name] = room(own.shape, dtype=torch.float32 if part == "weight" else row.dtype)
                     filled[name][j] = row
             continue
         value = take(published)

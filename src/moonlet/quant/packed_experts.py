@@ -16,6 +16,8 @@ from moonlet.quant import grids
 
 
 class PackedExperts(nn.Module):
+    w1_packed: Tensor
+
     def __init__(self, experts: Experts, format: str) -> None:
         """Empty buffers for the shapes of `experts`; format: mxfp4 or int4."""
         super().__init__()
@@ -28,9 +30,13 @@ class PackedExperts(nn.Module):
             self.register_buffer(f"{name}_packed", torch.empty(*rows, width // per_code, dtype=codes))
             self.register_buffer(f"{name}_scale", torch.empty(*rows, width // grids.GROUP, dtype=scales))
 
-    def stack(self, name: str) -> tuple[Tensor, Tensor]:
-        """Codes [E, out, in], a byte each, and scales of w1, w3 or w2."""
-        packed, scale = getattr(self, f"{name}_packed"), getattr(self, f"{name}_scale")
+    @property
+    def count(self) -> int:
+        return len(self.w1_packed)
+
+    def codes(self, name: str, expert: int) -> tuple[Tensor, Tensor]:
+        """Codes [out, in], a byte each, and scales of w1, w3 or w2 of an expert."""
+        packed, scale = getattr(self, f"{name}_packed")[expert], getattr(self, f"{name}_scale")[expert]
         return (grids.unpack_mxfp4 if self.format == "mxfp4" else grids.unpack_int4)(packed), scale
 
     def matrix(self, name: str, expert: int) -> Tensor:

@@ -194,7 +194,9 @@ def _end_with(parent: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def serve(folder: str | Path, host: str = "127.0.0.1", port: int = 8000) -> None:
+def serve(
+    folder: str | Path, host: str = "127.0.0.1", port: int = 8000, weights: str = "fp32", scratch: Path | None = None
+) -> None:
     """Load the model in `folder` and serve it until interrupted. Port 0: the system chooses one.
 
     Prints one line on stdout, `listening on http://HOST:PORT/v1`, when requests can be sent.
@@ -209,7 +211,7 @@ def serve(folder: str | Path, host: str = "127.0.0.1", port: int = 8000) -> None
     with listener:
         from moonlet.engine.engine import Engine  # torch: loaded when the address is known to be good
 
-        app = create_app(Engine(folder))
+        app = create_app(Engine(folder, weights=weights, scratch=scratch))
         if host not in ("127.0.0.1", "::1", "localhost"):
             print(f"warning: {host} may be reachable from other machines, and there is no key", file=sys.stderr)
         shown = f"[{host}]" if ":" in host else host
