@@ -33,13 +33,16 @@ class PrefixCache:
     def walk(self, tokens: Tokens) -> tuple[Node, int, int]:
         """The last node of which the path of `tokens` holds anything, how many of its tokens, and the path's depth."""
         node, inside, depth = self.root, 0, 0
+        raw, width = memoryview(tokens.tobytes()), tokens.itemsize  # bytes compare much faster than short arrays
         while depth < len(tokens) and inside == len(node.tokens):
             child = node.children.get(int(tokens[depth]))
             if child is None:
                 break
-            n = min(len(child.tokens), len(tokens) - depth)
-            differ = np.flatnonzero(child.tokens[:n] != tokens[depth : depth + n])
-            inside = int(differ[0]) if len(differ) else n
+            inside = len(child.tokens)
+            if child.tokens.tobytes() != raw[depth * width : (depth + inside) * width]:
+                n = min(inside, len(tokens) - depth)
+                differ = np.flatnonzero(child.tokens[:n] != tokens[depth : depth + n])
+                inside = int(differ[0]) if len(differ) else n
             node, depth = child, depth + inside
         return node, inside, depth
 
