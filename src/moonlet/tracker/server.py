@@ -14,6 +14,7 @@ looks up a name in that table. Leaves out: users and rights, anything but one ma
 import contextlib
 import ipaddress
 import logging
+import re
 import secrets
 import socket
 import sys
@@ -52,9 +53,16 @@ log = logging.getLogger("moonlet.tracker")
 
 
 def page_files() -> dict[str, tuple[bytes, str]]:
-    """Name -> bytes and type of every file of the page."""
+    """Name -> bytes and type of every file of the page. Its scripts go out as one, `board.js`, in the page's order."""
     files = [path for path in PAGE.rglob("*") if path.suffix in TYPES] if PAGE.is_dir() else []
-    return {path.relative_to(PAGE).as_posix(): (path.read_bytes(), TYPES[path.suffix]) for path in files}
+    found = {path.relative_to(PAGE).as_posix(): (path.read_bytes(), TYPES[path.suffix]) for path in files}
+    index, kind = found["index.html"]
+    names = re.findall(rb'<script src="page/([\w.-]+)" defer></script>\n', index)
+    found["board.js"] = (b"\n".join(found[name.decode()][0] for name in names), TYPES[".js"])
+    first, rest = index.split(b"<script ", 1)
+    tail = rest[rest.rindex(b"</script>") + len(b"</script>") :]
+    found["index.html"] = (first + b'<script src="page/board.js" defer></script>' + tail, kind)
+    return found
 
 
 def make_app(

@@ -89,33 +89,37 @@ class Chart {
     this.drawing = requestAnimationFrame(() => { this.drawing = 0; this.paint(); });
   }
 
-  async refresh() {
+  // Fetch the window unless it is there; `news`: even so. One request at a time, the latest window last.
+  async refresh(news = false) {
+    if (news) this.asked = "";
     if (!this.node.isConnected || !this.stage.clientWidth) return;
     if (this.busy) { this.again = true; return; }
     this.busy = true;
     try {
       do {
         this.again = false;
-        const whole = zoom.x0 === null;
-        const key = this.key;
-        const data = await this.fetch(whole);
-        if (key !== this.key) continue;
+        const whole = zoom.x0 === null, body = this.request(whole), asked = JSON.stringify(body);
+        if (asked === this.asked) continue;
+        this.asked = asked;
+        const data = await (body.groups ? api.aggregate : api.m4)(body, this.controller.signal);
+        if (this.asked && asked !== this.asked) continue;
         this.data = data;
         if (whole) this.full = this.data.x0 < this.data.x1 ? [this.data.x0, this.data.x1] : spread(this.data.x0);
         this.failed = null;
         this.draw();
       } while (this.again);
     } catch (error) {
+      this.asked = "";
       if (error.name !== "AbortError") { this.failed = error.message; this.draw(); }
     } finally {
       this.busy = false;
     }
   }
 
-  fetch(whole) {
+  request(whole) {
     const many = (this.plan.groups ?? this.plan.series).length > 20;
     const ratio = many ? 1 : Math.min(devicePixelRatio || 1, 2);
-    let pixels = Math.max(50, Math.round((this.stage.clientWidth - (this.frame ? this.frame.left + MARGIN.right : 60)) * ratio));
+    let pixels = Math.max(50, Math.round((this.stage.clientWidth - (this.frame?.left ?? LEAST_LEFT) - MARGIN.right) * ratio));
     let x0 = null, x1 = null;
     if (!whole) {
       const log = state.xlog && zoom.x0 > 0;
@@ -125,13 +129,11 @@ class Chart {
       pixels += 2 * more;
     }
     const body = { x: state.x, x0, x1, pixels, scale: state.xlog ? "log" : "linear" };
-    const { signal } = this.controller;
     if (this.plan.groups) {
       const groups = this.plan.groups.map(({ label, runs }) => ({ label, runs }));
-      return api.aggregate({ ...body, groups, name: this.plan.name, quantiles: [0.25, 0.5, 0.75] }, signal);
+      return { ...body, groups, name: this.plan.name, quantiles: [0.25, 0.5, 0.75] };
     }
-    const series = this.plan.series.map(({ run, name }) => ({ run, name }));
-    return api.m4({ ...body, series, smooth: state.smooth }, signal);
+    return { ...body, series: this.plan.series.map(({ run, name }) => ({ run, name })), smooth: state.smooth };
   }
 
   // The series of the answer with the colours of the plan.

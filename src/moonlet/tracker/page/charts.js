@@ -3,6 +3,7 @@
 "use strict";
 
 const PART = 40; // charts that a section shows at first
+const AT_ONCE = 4; // charts drawn without waiting to be seen
 const OTHER = "other";
 
 const chartsTab = {
@@ -129,6 +130,7 @@ const chartsTab = {
     const scroll = this.host.scrollTop;
     this.grid.replaceChildren(...nodes);
     this.host.scrollTop = scroll;
+    for (const key of [...kept].slice(0, AT_ONCE)) this.wake(key); // the observer would tell of these a frame later
     for (const [key, card] of this.cards) {
       if (kept.has(key)) continue;
       card.chart?.close();
@@ -164,9 +166,9 @@ const chartsTab = {
   refreshData(ids) {
     for (const { chart } of this.cards.values()) {
       const runs = chart?.plan.series?.map((one) => one.run) ?? chart?.plan.groups.flatMap((group) => group.runs) ?? [];
-      if (chart && runs.some((id) => ids.has(id))) chart.refresh();
+      if (chart && runs.some((id) => ids.has(id))) chart.refresh(true);
     }
-    expanded?.refresh();
+    expanded?.refresh(true);
   },
 
   repaint() {
@@ -191,7 +193,6 @@ function expand(plan) {
   const sync = () => { if (chart.node.isConnected) chart.setPlan(chart.plan); else listeners.splice(listeners.indexOf(sync), 1); };
   listeners.push(sync);
   chart.stage.focus();
-  chart.moved();
 }
 
 // Names of the series of some runs: what is a number in a summary.

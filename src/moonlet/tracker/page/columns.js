@@ -6,12 +6,12 @@ const PLAIN = ["state", "last_step", "points", "created", "updated", "attempts",
 const TITLES = { last_step: "step", created: "created", updated: "updated" };
 
 // The columns in sight. Unless they were chosen: what most runs have, losses and rewards first.
-function columnsInSight(fields) {
+function columnsInSight(fields, varying = new Set()) {
   if (state.columns) return state.columns;
   const most = (list, count, likely) => [...list].filter(({ name: one }) => !one.startsWith("system/"))
     .sort((a, b) => likely(b.name) - likely(a.name) || b.runs - a.runs || (a.name < b.name ? -1 : 1)).slice(0, count).map(({ name: one }) => one);
   const good = (one) => (/loss|reward|accuracy|score|bits/i.test(one) ? 1 : 0) + (/val|eval|test/i.test(one) ? 0.5 : 0);
-  const knob = (one) => (/(^|\.)(lr|learning_rate|seed|batch_size|size|width|depth|layers)$/i.test(one) ? 1 : 0);
+  const knob = (one) => (varying.has(one) ? 2 : 0) + (/(^|\.)(lr|learning_rate|seed|batch_size|size|width|depth|layers)$/i.test(one) ? 1 : 0);
   return [...most(fields.summary, 2, good).map((one) => `summary.${one}`), "last_step",
     ...most(fields.config, 3, knob).map((one) => `config.${one}`), "created", "tags"];
 }
@@ -27,8 +27,9 @@ function cellText(run, column) {
   return shown(value);
 }
 
-function isNumeric(run, column) {
-  return asNumber(fieldOf(run, column)) !== null && column !== "created" && column !== "updated";
+// Columns of measured numbers stand to the right, settings and words to the left.
+function numeric(column) {
+  return column.startsWith("summary.") || ["last_step", "points", "attempts"].includes(column);
 }
 
 // Statistics over a group as one text, for its row.

@@ -15,7 +15,7 @@ function number(value, digits = 4) {
   const size = Math.abs(value);
   if (Number.isInteger(value) && size < 1e9) return value.toLocaleString("en").replace("-", "−");
   const text = size >= 1e6 || size < 1e-4 ? value.toExponential(digits - 1).replace(/\.?0+e/, "e").replace("e+", "e")
-    : String(Number(value.toPrecision(digits)));
+    : Number(value.toPrecision(digits)).toLocaleString("en", { maximumFractionDigits: 20 });
   return text.replaceAll("-", "−");
 }
 

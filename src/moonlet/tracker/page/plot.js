@@ -8,6 +8,7 @@
 
 const NAN_FLAG = 1, PLUS_FLAG = 2, MINUS_FLAG = 4;
 const MARGIN = { top: 10, right: 12, bottom: 24 };
+const LEAST_LEFT = 56; // in steps of 8, so that a new tick's text seldom moves the columns
 const FONT = '11px system-ui, -apple-system, "Segoe UI", "Liberation Sans", sans-serif';
 const probe = document.createElement("span");
 
@@ -72,8 +73,8 @@ function frameOf(ctx, width, height, y, yKind) {
   ctx.font = FONT;
   const count = Math.max(2, Math.floor((height - MARGIN.top - MARGIN.bottom) / 34));
   const ticks = ticksOf(y.lo, y.hi, count, yKind ?? "y", y.log);
-  const widest = Math.max(24, ...ticks.map(([, text]) => ctx.measureText(text).width));
-  return { left: Math.ceil(widest) + 12, right: width - MARGIN.right, top: MARGIN.top, bottom: height - MARGIN.bottom, ticks };
+  const widest = Math.max(...ticks.map(([, text]) => ctx.measureText(text).width), 0);
+  return { left: Math.max(LEAST_LEFT, Math.ceil((widest + 12) / 8) * 8), right: width - MARGIN.right, top: MARGIN.top, bottom: height - MARGIN.bottom, ticks };
 }
 
 function drawAxes(ctx, frame, sx, sy, kind, colors) {
@@ -202,8 +203,15 @@ function drawBand(ctx, sx, sy, low, high, header, color) {
   const places = placesOf(low, header), lows = raw ? low.y : low.min, highs = raw ? high.y : high.max;
   const start = Math.max(lowerBound(places, sx.lo) - 1, 0), stop = Math.min(lowerBound(places, sx.hi) + 2, places.length);
   ctx.fillStyle = color;
-  ctx.globalAlpha = 0.18;
-  for (let begin = start; begin < stop; begin += 1) { // one shape for each stretch without a break
+  ctx.globalAlpha = 0.22;
+  if (!raw) { // bars of a column's width: a peak of one column stays as dark as the rest
+    const wide = Math.max(1, (sx.at(header.x1) - sx.at(header.x0)) / header.pixels);
+    for (let i = start; i < stop; i += 1) {
+      const top = sy.at(highs[i]), height = sy.at(lows[i]) - top;
+      if (height >= 0) ctx.fillRect(sx.at(places[i]) - wide / 2, top, wide, Math.max(height, 1));
+    }
+  }
+  for (let begin = start; raw && begin < stop; begin += 1) { // one shape for each stretch without a break
     let end = begin;
     while (end < stop && Number.isFinite(lows[end]) && Number.isFinite(highs[end])) end += 1;
     if (end > begin) {

@@ -48,13 +48,24 @@ const runsTable = {
 
   async load() {
     try {
-      this.fields = await api.fields();
-      this.columns = columnsInSight(this.fields);
-      this.drawHead();
+      const first = await Promise.all([api.fields(), api.runs(this.query({ columns: "", limit: DRAWN }))]);
+      this.fields = first[0];
+      for (const run of first[1].runs) records.set(run.id, run);
+      if (!state.group.length) setFirstRuns(first[1].runs.map((run) => run.id));
+      this.chooseSight(first[1].runs);
       await this.reload();
     } catch (error) {
       this.fail(error);
     }
+  },
+
+  // Without chosen columns: settings that differ among the first runs come before those that do not.
+  chooseSight(runs = []) {
+    const before = this.columns?.join();
+    const differs = ({ name: key }) => new Set(runs.map((run) => JSON.stringify(run.config[key]))).size > 1;
+    if (!this.varying?.size) this.varying = new Set(this.fields.config.filter(differs).map((one) => one.name));
+    this.columns = columnsInSight(this.fields, this.varying);
+    if (this.columns.join() !== before) this.drawHead();
   },
 
   async update(changed) {
@@ -63,8 +74,8 @@ const runsTable = {
     if (document.activeElement !== this.filter) this.filter.value = state.filter;
     this.showTool.value = state.show;
     this.statTool.value = state.stat;
-    if (has("columns")) this.columns = columnsInSight(this.fields);
-    if (has("columns", "sort", "group")) this.drawHead();
+    if (has("columns")) this.chooseSight();
+    if (has("sort", "group") && this.columns) this.drawHead();
     if (has("search", "filter", "show", "sort", "columns", "group")) {
       if (has("search", "filter", "show")) { this.cursor = 0; this.scroller.scrollTop = 0; }
       await this.reload();
@@ -72,7 +83,7 @@ const runsTable = {
   },
 
   query(more) {
-    const fields = [...BASE, ...this.columns.filter((one) => !BASE.includes(one)), ...state.group.filter((one) => !BASE.includes(one) && !this.columns.includes(one))];
+    const fields = !this.columns ? [] : [...BASE, ...this.columns.filter((one) => !BASE.includes(one)), ...state.group.filter((one) => !BASE.includes(one) && !this.columns.includes(one))];
     return { search: state.search, filter: fullFilter(), sort: state.sort, deleted: state.show === "deleted" ? 1 : 0, columns: fields.join(","), ...more };
   },
 
@@ -93,8 +104,8 @@ const runsTable = {
     try {
       if (state.group.length) await this.loadGroups(turn);
       else {
-        const page = Math.floor(Math.max(0, this.scroller.scrollTop - ROW) / ROW / PAGE);
-        const wanted = [...new Set([0, page, page + 1])];
+        const top = this.scroller.scrollTop, pageAt = (y) => Math.floor(Math.max(0, y) / ROW / PAGE);
+        const wanted = [...new Set([0, pageAt(top), pageAt(top + this.scroller.clientHeight)])];
         const found = await Promise.all(wanted.map((one) => api.runs(this.query({ offset: one * PAGE, limit: PAGE }))));
         if (turn !== this.turn) return;
         this.groups = null;
@@ -187,7 +198,7 @@ const runsTable = {
 
   drawHead() {
     const [, field] = state.sort.match(/^-?(.*)$/), down = state.sort.startsWith("-");
-    const title = (column, words) => el("button.cell", { type: "button", role: "columnheader", title: `${column}: press to sort`,
+    const title = (column, words) => el(numeric(column) ? "button.cell.number" : "button.cell", { type: "button", role: "columnheader", title: `${column}: press to sort`,
       "aria-sort": field === column ? (down ? "descending" : "ascending") : "none",
       onclick: () => setState({ sort: field === column && !down ? `-${column}` : field === column ? column : /^(summary|created|updated|points|last_step)/.test(column) && !/loss|perplexity|error/i.test(column) ? `-${column}` : column }) },
     el("span", words), field === column ? (down ? " ↓" : " ↑") : "");
@@ -196,8 +207,10 @@ const runsTable = {
     this.all = all;
     this.head.replaceChildren(el("div.cell.tick", all), title("name", state.group.length ? `name / ${state.group.map(fieldTitle).join(", ")}` : "name"),
       ...this.columns.map((column) => title(column, TITLES[column] ?? fieldTitle(column))));
-    this.scroller.style.setProperty("--columns", `34px minmax(180px, 1.6fr) ${this.columns.map((column) => `minmax(${columnWidth(column)}px, 1fr)`).join(" ")}`);
-    this.scroller.style.setProperty("--least", `${226 + this.columns.reduce((sum, column) => sum + columnWidth(column), 0)}px`);
+    const first = state.group.length ? 240 : 180;
+    const widths = this.columns.map((column) => columnWidth(column) + (state.group.length && numeric(column) ? 50 : 0));
+    this.scroller.style.setProperty("--columns", `34px minmax(${first}px, 1.6fr) ${widths.map((wide) => `minmax(${wide}px, 1fr)`).join(" ")}`);
+    this.scroller.style.setProperty("--least", `${46 + first + widths.reduce((sum, wide) => sum + wide, 0)}px`);
     this.rows = [];
     this.body.replaceChildren();
   },
@@ -219,9 +232,9 @@ const runsTable = {
     }
     const drawn = new Set(drawnIds()), picked = new Set(state.picked ?? []);
     const seen = [];
-    for (let i = first; i < last; i += 1) if (this.item(i)?.name !== undefined) seen.push(this.item(i));
-    const known = drawnIds().map((id) => records.get(id)).filter(Boolean);
-    const colors = colorsOf([...known, ...seen.filter((run) => !drawn.has(run.id))]);
+    for (let i = first; i < last; i += 1) if (this.item(i)?.id !== undefined && !this.item(i).runs) seen.push(this.item(i));
+    const rowOfId = new Map(seen.map((run) => [run.id, run]));
+    const colors = colorsOf(drawnIds().map((id) => records.get(id) ?? rowOfId.get(id)).filter(Boolean));
     this.rows.forEach((row, k) => {
       const i = first + k;
       row.node.hidden = i >= last;
@@ -272,11 +285,11 @@ const runsTable = {
     }
     if (item.runs) return this.fillGroup(row, item, picked);
     row.fold.textContent = "";
-    row.tick.checked = picked.has(item.id);
+    row.tick.checked = drawn.has(item.id) || picked.has(item.id);
     row.tick.classList.toggle("auto", state.picked === null && drawn.has(item.id));
     row.tick.setAttribute("aria-label", `Tick ${item.name}`);
     const drawnHere = drawn.has(item.id) && !state.group.length;
-    row.swatch.style.setProperty("--color", colors.get(item.id));
+    row.swatch.style.setProperty("--color", colors.get(item.id) ?? item.color ?? "transparent");
     row.swatch.classList.toggle("off", !drawnHere);
     row.swatch.setAttribute("aria-label", `Colour of ${item.name}`);
     row.dot.classList.add(item.state);
@@ -288,7 +301,7 @@ const runsTable = {
       const words = cellText(item, column), cell = row.cells[k];
       if (cell.textContent !== words) cell.textContent = words;
       cell.title = column === "created" || column === "updated" ? when(item[column]) : words;
-      cell.classList.toggle("number", isNumeric(item, column));
+      cell.classList.toggle("number", numeric(column));
       cell.classList.toggle("state", column === "state");
     });
   },
@@ -304,10 +317,17 @@ const runsTable = {
     row.swatch.style.setProperty("--color", PALETTE[place % PALETTE.length]);
     row.swatch.classList.toggle("off", place >= MOST_GROUPS);
     this.columns.forEach((column, k) => {
-      row.cells[k].textContent = column === "created" || column === "updated" ? "" : statText(group.stats[column]);
+      row.cells[k].textContent = this.groupCell(group, column);
       row.cells[k].title = statTitle(group.stats[column]);
-      row.cells[k].classList.add("number");
+      row.cells[k].classList.toggle("number", numeric(column));
     });
+  },
+
+  // What all runs of the group share, or statistics over them.
+  groupCell(group, column) {
+    if (column === "created" || column === "updated") return "";
+    const shared = cellText(group.runs[0], column);
+    return group.runs.every((run) => cellText(run, column) === shared) ? shared : statText(group.stats[column]);
   },
 
   pressed(event) {
@@ -393,7 +413,7 @@ function fieldWritten(table, key) {
 }
 
 function groupLabel(group) {
-  return state.group.map((field, i) => `${fieldTitle(field)} ${group.key[i] === null ? "none" : shown(group.key[i])}`).join(", ");
+  return state.group.map((field, i) => `${fieldTitle(field).split(".").at(-1)} ${group.key[i] === null ? "none" : shown(group.key[i])}`).join(", ");
 }
 
 // Exact statistics of the numbers among some values; NaN is left out.
