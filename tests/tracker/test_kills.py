@@ -11,13 +11,14 @@ from moonlet.tracker import Run, read
 # Children of one light process are killed at random moments. Each counts in shared memory what `log` and `add_scalar`
 # have returned from; afterwards the run must hold at least that, whole and in order, and at most one point more.
 KILLS = """
-import json, mmap, os, random, signal, struct, sys, tempfile, time
+import json, mmap, os, random, signal, sys, tempfile, time
 from pathlib import Path
 import numpy
 from moonlet.tracker import Run, read
 kills, seed, writers = map(int, sys.argv[1:4])
 random.seed(seed)
-shared = mmap.mmap(-1, 16 * writers)
+shared = mmap.mmap(-1, 8 * writers)
+counts = memoryview(shared).cast("Q")  # one store each: a kill cannot tear a count
 lost = torn = acknowledged = 0
 for kill in range(kills):
     folder = tempfile.mkdtemp(dir=sys.argv[4])
@@ -34,10 +35,10 @@ for kill in range(kills):
                 run.log({f"row{writer}": step / 7, "other": 1.0}, step)
             else:
                 run.add_scalar(f"point{writer}", step / 7, step)
-            struct.pack_into("<Q", shared, 16 * writer, step + 1)
+            counts[writer] = step + 1
             if step % 500 == 499:
                 run.event("text", "t", step, {"text": "x" * 5000})
-    while struct.unpack_from("<Q", shared, 0)[0] == 0:
+    while counts[0] == 0:
         time.sleep(0.0005)
     time.sleep(random.expovariate(1 / 0.004))
     for child in children:
@@ -45,7 +46,7 @@ for kill in range(kills):
         os.waitpid(child, 0)
     series = read(folder)  # raises for a record that is torn anywhere but at the end
     for writer in range(writers):
-        done = struct.unpack_from("<Q", shared, 16 * writer)[0]
+        done = counts[writer]
         both = [series.get(f"{kind}{writer}") for kind in ("row", "point")]
         steps = numpy.concatenate([one.step for one in both if one] or [numpy.empty(0, int)])
         values = numpy.concatenate([one.value for one in both if one] or [numpy.empty(0)])
