@@ -88,7 +88,8 @@ class Router(nn.Module):
         p = scores.gather(1, chosen)
         if self.renormalize:
             p = p / (p.sum(-1, keepdim=True) + 1e-20)
-        counts = torch.bincount(chosen.reshape(-1), minlength=E)
+        flat = chosen.reshape(-1)
+        counts = flat.new_zeros(E).scatter_add_(0, flat, torch.ones_like(flat))  # torch.compile cannot take bincount
         return chosen, p * self.factor, RouterStats(scores.detach(), cutoff, counts)
 
 

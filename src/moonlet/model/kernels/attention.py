@@ -9,7 +9,7 @@ native form goes over blocks of rows, skips keys that nobody in the block may se
 import torch
 from torch import Tensor
 
-from moonlet.model.kernels.native import call, usable
+from moonlet.model.kernels.native import kernel, usable
 
 
 class Attend(torch.autograd.Function):
@@ -59,7 +59,7 @@ class BlockAttention(torch.autograd.Function):
         V = kv.shape[-1] - (K - R)
         o, lse, largest = q.new_empty(B, T, H, V), q.new_empty(B, H, T), q.new_empty(H)
         ctx.sizes = B, T, H, K - R, R, V, scale
-        call("attention_forward", q, kv, k_r, segments, o, lse, largest, *ctx.sizes)
+        kernel("attention_forward", [q, kv, k_r, segments], [o, lse, largest], *ctx.sizes)
         ctx.save_for_backward(q, kv, k_r, segments, lse)
         ctx.mark_non_differentiable(largest)
         return o, largest
@@ -67,9 +67,9 @@ class BlockAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d_o: Tensor, _):  # type: ignore[override]
         q, kv, k_r, segments, lse = ctx.saved_tensors
-        d_o, d_q, d_kv, d_k_r = d_o.contiguous(), *(torch.empty_like(t) for t in (q, kv, k_r))
-        call("attention_backward", d_o, q, kv, k_r, segments, lse, d_q, d_kv, d_k_r, *ctx.sizes)
-        return d_q, d_kv, d_k_r, None, None
+        grads = [torch.empty_like(t) for t in (q, kv, k_r)]
+        kernel("attention_backward", [d_o.contiguous(), q, kv, k_r, segments, lse], grads, *ctx.sizes)
+        return *grads, None, None
 
 
 def attention(q: Tensor, kv: Tensor, k_r: Tensor, segments: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
     s_i = w . v_i / rms(v_i),   alpha = softmax(s),   y = RMSNorm(sum_i alpha_i v_i)          (arXiv 2603.15031)
 
 Shapes: sources v_i [..., d], at least two; w, norm [d] -> y [..., d]. `mix_and_norm_torch` is the truth, and the form
-for other dtypes and devices: scores, softmax and sum in fp32.
+for other dtypes and devices and under torch.compile, where a source has no address yet: all of it in fp32.
 """
 
 from collections.abc import Sequence
@@ -53,6 +53,6 @@ class MixAndNorm(torch.autograd.Function):
 
 def mix_and_norm(sources: Sequence[Tensor], w: Tensor, norm: Tensor, eps: float, norm_eps: float) -> Tensor:
     """RMSNorm (weight `norm`) of the softmax-over-depth mix of the sources by the query w: [..., d]."""
-    if usable(w, norm, *sources):
+    if usable(w, norm, *sources) and not torch.compiler.is_compiling():
         return MixAndNorm.apply(w, norm, eps, norm_eps, *(v.contiguous() for v in sources))
     return mix_and_norm_torch(sources, w, norm, eps, norm_eps)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from moonlet.model.kernels.native import call, usable
+from moonlet.model.kernels.native import kernel, usable
 
 
 def short_conv(x: Tensor, weight: Tensor, past: Tensor | None, segments: Tensor | None) -> Tensor:
@@ -63,7 +63,7 @@ class ConvQKV(torch.autograd.Function):
         B, T, C = x.shape
         sizes = (B, T, heads, C // (3 * heads), taps.shape[1], eps)
         q, k, v = (x.new_empty(sizes[:4]) for _ in range(3))
-        call("conv_forward", x, by_tap, past, segments, q, k, v, *sizes)
+        kernel("conv_forward", [x, by_tap, past, segments], [q, k, v], *sizes)
         ctx.save_for_backward(x, by_tap, past, segments)
         ctx.sizes = sizes
         return q, k, v
@@ -73,5 +73,6 @@ class ConvQKV(torch.autograd.Function):
     def backward(ctx, *grads: Tensor):  # type: ignore[override]
         x, by_tap, past, segments = ctx.saved_tensors
         dx, d_taps = torch.empty_like(x), torch.empty_like(by_tap)
-        call("conv_backward", x, by_tap, past, segments, *(g.contiguous() for g in grads), dx, d_taps, *ctx.sizes)
+        inputs = [x, by_tap, past, segments, *(g.contiguous() for g in grads)]
+        kernel("conv_backward", inputs, [dx, d_taps], *ctx.sizes)
         return dx, d_taps.t(), None, None, None, None

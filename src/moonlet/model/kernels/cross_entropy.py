@@ -1,7 +1,8 @@
 """Summed cross-entropy whose backward pass writes the gradient over the logits: they are the largest tensor of a step.
 
 Shapes: logits [n, vocab], targets [n] -> a scalar. F.cross_entropy is the truth, and the form for other dtypes and
-devices. Logits are used up by the native backward pass: no one else may need them, and a second one is an error.
+devices and under torch.compile. Logits are used up by the native backward pass: no one else may need them, and a second
+one is an error.
 """
 
 import torch
@@ -33,6 +34,6 @@ class CrossEntropy(torch.autograd.Function):
 
 def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """sum_i -log softmax(logits_i)[targets_i]; logits [n, vocab], targets [n]."""
-    if usable(logits):
+    if usable(logits) and not torch.compiler.is_compiling():
         return CrossEntropy.apply(logits.contiguous(), targets.contiguous())
     return F.cross_entropy(logits.float(), targets, reduction="sum")

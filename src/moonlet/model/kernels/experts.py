@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from moonlet.model.kernels.glu import native_betas
-from moonlet.model.kernels.native import call, usable
+from moonlet.model.kernels.native import kernel, usable
 from moonlet.model.norm import glu
 
 Act = tuple[str, float, float | None]  # hidden_act, beta, linear_beta
@@ -50,15 +50,17 @@ class RoutedExperts(torch.autograd.Function):
         u, joint = torch.empty_like(z), z.new_empty(N * k, 2 * width)
         order, starts = chosen.new_empty(N * k), chosen.new_empty(E + 1)
         ctx.sizes = N, k, E, L, width, beta, linear
-        call("experts_forward", z, chosen, p, w1, w3, w2, u, joint, order, starts, *ctx.sizes)
+        kernel("experts_forward", [z, chosen, p, w1, w3, w2], [u, joint, order, starts], *ctx.sizes)
         ctx.save_for_backward(z, p, w1, w3, w2, joint, order, starts)
         return u
 
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         z, p, w1, w3, w2, joint, order, starts = ctx.saved_tensors
-        grad, (d_z, d_p, *d_weights) = grad.contiguous(), (torch.empty_like(t) for t in (z, p, w1, w3, w2))
-        call("experts_backward", grad, z, p, w1, w3, w2, joint, order, starts, d_z, d_p, *d_weights, *ctx.sizes)
+        grads = [torch.empty_like(t) for t in (z, p, w1, w3, w2)]
+        inputs = [grad.contiguous(), z, p, w1, w3, w2, joint, order, starts]
+        kernel("experts_backward", inputs, grads, *ctx.sizes)
+        d_z, d_p, *d_weights = grads
         return d_z, None, d_p, *d_weights, None, None
 
 

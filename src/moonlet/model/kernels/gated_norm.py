@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from moonlet.model.kernels.native import call, usable
+from moonlet.model.kernels.native import kernel, usable
 
 
 def gated_norm(o: Tensor, weight: Tensor, gate: Tensor, eps: float) -> Tensor:
@@ -30,7 +30,7 @@ class GatedNorm(torch.autograd.Function):
     def forward(ctx, o, weight, gate, eps: float) -> Tensor:  # type: ignore[no-untyped-def, override]
         o, weight, gate = o.contiguous(), weight.contiguous(), gate.contiguous()
         y = torch.empty_like(gate)
-        call("gated_norm_forward", o, weight, gate, y, float(eps), o.numel() // o.shape[-1], o.shape[-1])
+        kernel("gated_norm_forward", [o, weight, gate], [y], float(eps), o.numel() // o.shape[-1], o.shape[-1])
         ctx.save_for_backward(o, weight, gate)
         ctx.eps = float(eps)
         return y
@@ -41,5 +41,5 @@ class GatedNorm(torch.autograd.Function):
         saved = ctx.saved_tensors
         o, grads = saved[0], [torch.empty_like(t) for t in saved]
         rows = o.numel() // o.shape[-1]
-        call("gated_norm_backward", *saved, grad.contiguous(), *grads, ctx.eps, rows, o.shape[-1])
+        kernel("gated_norm_backward", [*saved, grad.contiguous()], grads, ctx.eps, rows, o.shape[-1])
         return *grads, None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from moonlet.model import norm
-from moonlet.model.kernels.native import call, usable
+from moonlet.model.kernels.native import kernel, usable
 
 
 def native_betas(hidden_act: str, beta: float, linear_beta: float | None) -> tuple[float, float]:
@@ -24,14 +24,14 @@ class GLU(torch.autograd.Function):
         out, width = torch.empty_like(gate), gate.shape[-1]
         ctx.save_for_backward(gate, up)
         ctx.sizes = gate.numel() // width, width, beta, linear
-        call("glu_forward", gate, up, out, *ctx.sizes)
+        kernel("glu_forward", [gate, up], [out], *ctx.sizes)
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         gate, up = ctx.saved_tensors
-        grad, d_gate, d_up = grad.contiguous(), torch.empty_like(gate), torch.empty_like(up)
-        call("glu_backward", gate, up, grad, d_gate, d_up, *ctx.sizes)
+        d_gate, d_up = torch.empty_like(gate), torch.empty_like(up)
+        kernel("glu_backward", [gate, up, grad.contiguous()], [d_gate, d_up], *ctx.sizes)
         return d_gate, d_up, None, None
 
 
@@ -49,14 +49,14 @@ class Gate(torch.autograd.Function):
     def forward(ctx, o: Tensor, g: Tensor) -> Tensor:
         out = torch.empty_like(o)
         ctx.save_for_backward(o, g)
-        call("gate_forward", o, g, out, o.numel())
+        kernel("gate_forward", [o, g], [out], o.numel())
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         o, g = ctx.saved_tensors
-        grad, d_o, d_g = grad.contiguous(), torch.empty_like(o), torch.empty_like(g)
-        call("gate_backward", o, g, grad, d_o, d_g, o.numel())
+        d_o, d_g = torch.empty_like(o), torch.empty_like(g)
+        kernel("gate_backward", [o, g, grad.contiguous()], [d_o, d_g], o.numel())
         return d_o, d_g
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moonlet.model.kernels.native import call, usable
+from moonlet.model.kernels.native import kernel, usable
 
 
 class RMSNormRows(torch.autograd.Function):
@@ -19,14 +19,14 @@ class RMSNormRows(torch.autograd.Function):
         out, d = torch.empty_like(x), x.shape[-1]
         ctx.save_for_backward(x, w)
         ctx.sizes = x.numel() // d, d, float(eps)
-        call("rms_norm_forward", x, w, out, *ctx.sizes)
+        kernel("rms_norm_forward", [x, w], [out], *ctx.sizes)
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         x, w = ctx.saved_tensors
-        grad, d_x, d_w = grad.contiguous(), torch.empty_like(x), torch.empty_like(w)
-        call("rms_norm_backward", x, w, grad, d_x, d_w, *ctx.sizes)
+        d_x, d_w = torch.empty_like(x), torch.empty_like(w)
+        kernel("rms_norm_backward", [x, w, grad.contiguous()], [d_x, d_w], *ctx.sizes)
         return d_x, d_w, None
 
 

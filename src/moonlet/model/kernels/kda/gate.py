@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from moonlet.model.kernels.native import call, usable
+from moonlet.model.kernels.native import kernel, usable
 
 
 def kda_gate(raw: Tensor, dt_bias: Tensor, A_log: Tensor, lower: float | None) -> Tensor:
@@ -37,7 +37,7 @@ class KDAGate(torch.autograd.Function):
         H = len(A_log)
         ctx.numbers = int(lower is not None), float(lower or 0.0), B * T, H, C // H
         g = raw.new_empty(B, T, H, C // H)
-        call("kda_gate_forward", raw, dt_bias, A_log, g, *ctx.numbers)
+        kernel("kda_gate_forward", [raw, dt_bias, A_log], [g], *ctx.numbers)
         ctx.save_for_backward(raw, dt_bias, A_log)
         return g
 
@@ -46,5 +46,5 @@ class KDAGate(torch.autograd.Function):
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         saved = ctx.saved_tensors
         grads = [torch.empty_like(t) for t in saved]
-        call("kda_gate_backward", *saved, grad.contiguous(), *grads, *ctx.numbers)
+        kernel("kda_gate_backward", [*saved, grad.contiguous()], grads, *ctx.numbers)
         return *grads, None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from moonlet.model.kernels.native import call
+from moonlet.model.kernels.native import kernel
 
 TILE, BLOCK = 16, 32  # as in kda.cpp
 
@@ -38,7 +38,7 @@ class KDAOperator(torch.autograd.Function):
         states = q.new_empty(B, -(-T // TILE), H, -(-V // BLOCK), K, BLOCK) if keep else None
         u = torch.empty_like(v) if keep else None
         o, last = torch.empty_like(v), q.new_empty(B, H, K, V)
-        call("kda_forward", q, k, v, g, beta, first, segments, o, last, states, u, B, T, H, K, V)
+        kernel("kda_forward", [q, k, v, g, beta, first, segments], [o, last, states, u], B, T, H, K, V)
         if keep:
             ctx.save_for_backward(q, k, g, beta, segments, states, u)
             ctx.has_state = first is not None
@@ -54,5 +54,6 @@ class KDAOperator(torch.autograd.Function):
         d_last = None if d_last is None else d_last.contiguous()
         grads = [torch.empty_like(x) for x in (q, k, u, g, beta)]
         d_first = q.new_empty(B, H, K, u.shape[-1]) if ctx.has_state else None
-        call("kda_backward", q, k, g, beta, segments, states, u, d_o, d_last, *grads, d_first, B, T, H, K, u.shape[-1])
+        inputs = [q, k, g, beta, segments, states, u, d_o, d_last]
+        kernel("kda_backward", inputs, [*grads, d_first], B, T, H, K, u.shape[-1])
         return *grads, d_first, None, None

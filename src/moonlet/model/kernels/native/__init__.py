@@ -15,6 +15,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -90,10 +91,17 @@ def processor() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
 
 
+@torch.compiler.assume_constant_result  # else torch.compile would trace the build
+def ready() -> bool:
+    return library() is not None
+
+
 def usable(*tensors: Tensor | None) -> bool:
     """True when the kernels can take these: fp32 on the CPU, and a library is there."""
-    there = (t for t in tensors if t is not None)
-    return all(t.device.type == "cpu" and t.dtype == torch.float32 for t in there) and library() is not None
+    for tensor in tensors:
+        if tensor is not None and (tensor.dtype != torch.float32 or tensor.device.type != "cpu"):
+            return False
+    return ready()
 
 
 def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
@@ -115,3 +123,26 @@ def argument(value: Tensor | float | None) -> ctypes.c_void_p | ctypes.c_int | c
     if isinstance(value, int):
         return ctypes.c_int(value)
     return ctypes.c_float(value) if isinstance(value, float) else pointer(value)
+
+
+def kernel(name: str, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor | None], *numbers: float) -> None:
+    """`call` with tensors to read, then tensors to write, then numbers; torch.compile sees it as one operator."""
+    if torch.compiler.is_compiling():
+        given = [t is not None for t in outputs]
+        torch.ops.moonlet.kernel(name, inputs, [t for t in outputs if t is not None], given, numbers)
+    else:
+        call(name, *inputs, *outputs, *numbers)
+
+
+def compiled_kernel(
+    name: str, inputs: list[Tensor | None], outputs: list[Tensor], given: list[bool], numbers: list[float]
+) -> None:
+    rest = iter(outputs)
+    call(name, *inputs, *(next(rest) if wanted else None for wanted in given), *numbers)
+
+
+# An operator of torch costs several times as much a call as ctypes alone, so only compiled graphs go through it.
+OPERATORS = torch.library.Library("moonlet", "FRAGMENT")
+OPERATORS.define("kernel(str name, Tensor?[] inputs, Tensor(a!)[] outputs, bool[] given, Scalar[] numbers) -> ()")
+OPERATORS.impl("kernel", compiled_kernel, "CPU")
+OPERATORS.impl("kernel", lambda *_: None, "Meta")
