@@ -81,8 +81,29 @@ def same(native: Callable[..., Outputs], plain: Callable[..., Outputs], x: Seque
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("T", [1, 15, 16, 17, 63, 64, 100])
 def test_native_equals_recurrence(T: int, size: str, decay: str, packed: bool) -> None:
-    x = inputs(T, *SIZES[size], DECAYS[decay])
-    segments = documents(T) if packed else None
+    recurrence(inputs(T, *SIZES[size], DECAYS[decay]), documents(T) if packed else None)
+
+
+@pytest.mark.parametrize("decay", ["bounded", "unbounded"])
+def test_a_thousand_tokens(decay: str) -> None:
+    recurrence(inputs(1000, 1, 16, 32, DECAYS[decay]), documents(1000))
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0, "some"])
+@pytest.mark.parametrize("g", [0.0, -80.0, -1000.0, "some"])
+def test_ends_of_beta_and_decay(g: float | str, beta: float | str) -> None:
+    """Nothing written, all of it; nothing forgotten, everything (exp(g) is below the least fp32 number, or 0)."""
+    x = inputs(50, 2, 16, 16, DECAYS["bounded"])
+    for i, value in ((3, g), (4, beta)):
+        if value == "some":
+            x[i][:, ::3], x[i][:, 1::3] = (0.0, -1000.0) if i == 3 else (0.0, 1.0)
+        else:
+            x[i].fill_(value)
+    recurrence(x, documents(50))
+
+
+def recurrence(x: list[Tensor], segments: Tensor | None) -> None:
+    """Native against naive in fp64."""
     (o, S), grads = run(native_kda, x, segments)
     (true_o, true_S), true_grads = run(naive_kda, [t.double() for t in x], segments)
     assert relative(o.double(), true_o) < TOLERANCE and relative(S.double(), true_S) < TOLERANCE
@@ -124,7 +145,7 @@ def exact_conv(
 
 @pytest.mark.parametrize("width", [2, 4, 5])
 @pytest.mark.parametrize("K", [32, 24, 13])
-@pytest.mark.parametrize("T", [1, 3, 4, 50])
+@pytest.mark.parametrize("T", [1, 3, 4, 50, 1000])
 @pytest.mark.parametrize("packed", [False, True], ids=["one_document", "packed"])
 def test_conv(T: int, K: int, width: int, packed: bool) -> None:
     r = torch.Generator().manual_seed(0)

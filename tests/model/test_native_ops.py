@@ -171,7 +171,11 @@ PACKED = {
 
 
 @pytest.mark.parametrize("documents", list(PACKED))
-@pytest.mark.parametrize("sizes", [(1, 1, 4, 4, 4), (1, 2, 8, 4, 12), (47, 3, 8, 4, 12), (150, 2, 32, 16, 32)])
+@pytest.mark.parametrize(
+    "sizes",
+    [(1, 1, 4, 4, 4), (1, 2, 8, 4, 12), (47, 3, 8, 4, 12), (150, 2, 32, 16, 32)]
+    + [(T, 1, 8, 4, 8) for T in (15, 16, 17, 48, 49, 63, 64, 100, 1000)],
+)
 def test_attention(documents: str, sizes: tuple[int, ...]) -> None:
     T, H, nope, rope, V = sizes
     segments = PACKED[documents](T)

@@ -3,7 +3,7 @@
     s_i = w . v_i / rms(v_i),   alpha = softmax(s),   y = RMSNorm(sum_i alpha_i v_i)          (arXiv 2603.15031)
 
 Shapes: sources v_i [..., d], at least two; w, norm [d] -> y [..., d]. `mix_and_norm_torch` is the truth, and the form
-for other dtypes and devices and under torch.compile, where a source has no address yet: all of it in fp32.
+for other dtypes and devices and under torch.compile, where a source has no address yet: all of it in fp32 (or wider).
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ from moonlet.model.kernels.native import call, usable
 
 
 def mix_and_norm_torch(sources: Sequence[Tensor], w: Tensor, norm: Tensor, eps: float, norm_eps: float) -> Tensor:
-    w = w.float()
-    scores = [(v.float() @ w) * torch.rsqrt(v.float().square().mean(-1) + eps) for v in sources]
+    acc = torch.promote_types(w.dtype, torch.float32)
+    scores = [(v.to(acc) @ w.to(acc)) * torch.rsqrt(v.to(acc).square().mean(-1) + eps) for v in sources]
     alpha = torch.stack(scores, dim=-1).softmax(-1)
     mixed = alpha[..., :1] * sources[0]
     for i in range(1, len(sources)):
