@@ -32,10 +32,10 @@ const runsTable = {
   },
 
   controls() {
-    const typed = delayed((key, input) => setState({ [key]: input.value }), 200);
-    this.search = el("input", { type: "search", placeholder: "Search runs", value: state.search, "aria-label": "Search runs", oninput: () => typed("search", this.search) });
+    const typed = (key) => delayed(() => setState({ [key]: this[key].value }), 200);
+    this.search = el("input", { type: "search", placeholder: "Search runs", value: state.search, "aria-label": "Search runs", oninput: typed("search") });
     this.filter = el("input.filter", { type: "text", placeholder: "Filter: config.lr > 1e-3 and summary.loss < 2", value: state.filter, spellcheck: false, autocomplete: "off",
-      "aria-label": "Filter expression", hidden: api.offline, oninput: () => typed("filter", this.filter) });
+      "aria-label": "Filter expression", hidden: api.offline, oninput: typed("filter") });
     this.groupTool = button("Group", (event) => this.chooseGroup(event.target), { title: "Group runs, for example over seeds" });
     this.bar.replaceChildren(this.search, this.filter, el("div.tools",
       button("?", (event) => this.filterHelp(event.target), { className: "quiet", hidden: api.offline, title: "Fields and examples for the filter", "aria-label": "Help for the filter" }),
@@ -123,8 +123,10 @@ const runsTable = {
   },
 
   counts({ total, matched }) {
+    const empty = !matched && (this.matched !== 0 || this.total !== total);
     this.total = total;
     this.matched = matched;
+    if (empty) tell(new Set(["picked"])); // so that the other side says why it is empty
   },
 
   fail(error) {

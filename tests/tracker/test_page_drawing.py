@@ -1,0 +1,150 @@
+"""What the page draws, in the pixels of a real Chromium: every planted spike at every zoom, raw points once they fit."""
+
+import numpy as np
+import pytest
+
+from moonlet.tracker import Run
+
+POINTS, SPIKES = 300_000, 50
+BLUE = "#3b7ae0"
+
+
+@pytest.fixture(scope="module")
+def planted():
+    rng = np.random.default_rng(0)
+    value = rng.normal(0, 0.5, POINTS)
+    places = np.sort(rng.choice(POINTS, SPIKES, replace=False))
+    value[places] = 10 + np.arange(SPIKES) / 10
+    value[[70_000, 70_001]] = np.nan
+    value[140_000], value[210_000] = np.inf, -np.inf
+    return places, value
+
+
+@pytest.fixture(scope="module")
+def address(serving, planted, tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    steps = np.arange(POINTS)
+    with Run(root / "spiky") as run:
+        run.add_points("loss", steps, 1e9 + steps, planted[1])
+        run.add_points("small", steps[:90], 1e9 + steps[:90], 10.0 ** np.linspace(-6, 6, 90))
+    with serving(root) as address:
+        yield address
+
+
+@pytest.fixture
+def chart(address, opened):
+    """The chart of the planted series, large, in a known colour; returns its tab."""
+    tab = opened(f"{address}#metrics=loss")
+    tab.until("[...chartsTab.cards.values()][0]?.chart?.data")
+    tab.page.get_by_label("Enlarge loss").click()
+    tab.until("expanded?.shown && expanded.data.pixels > 800")
+    tab.run(f"expanded.plan.series[0].color = '{BLUE}'; expanded.draw()")
+    return tab
+
+
+# Rows of the plot's picture in which the series' colour stands within one pixel of a place in x.
+COLUMN = """(step) => {
+  const { canvas, sx, frame } = expanded, ratio = canvas.width / canvas.clientWidth;
+  const strip = Object.assign(document.createElement("canvas"), { width: 3, height: canvas.height });
+  const ctx = strip.getContext("2d", { willReadFrequently: true });
+  ctx.drawImage(canvas, 1 - Math.round(sx.at(step) * ratio), 0);
+  const { data } = ctx.getImageData(0, 0, 3, canvas.height);
+  const rows = [];
+  for (let y = 0; y < frame.bottom * ratio; y += 1) for (let k = 0; k < 3; k += 1) {
+    const [r, g, b] = data.slice((y * 3 + k) * 4, (y * 3 + k) * 4 + 3);
+    if (b - r > 60) { rows.push(y / ratio); break; }
+  }
+  return rows;
+}"""
+
+
+def settled(tab, x0=None, x1=None):
+    tab.run(f"setZoom({'null' if x0 is None else x0}, {'null' if x1 is None else x1})")
+    inside = "expanded.data.x0 <= zoom.x0 && expanded.data.x1 >= zoom.x1 && expanded.data.x1 - expanded.data.x0 < 2.2 * (zoom.x1 - zoom.x0)"
+    tab.until(f"!expanded.busy && !expanded.drawing && (zoom.x0 === null ? expanded.data.x1 === {POINTS - 1} : {inside})")
+
+
+def test_spikes_at_every_zoom(chart, planted):
+    places, value = planted
+    windows = [(None, None)]
+    for center in (int(places[7]), int(places[33])):
+        windows += [(center - width * 0.37, center + width * 0.63) for width in (1e5, 2e4, 5e3, 800, 90, 7)]
+    seen = 0
+    for x0, x1 in windows:
+        settled(chart, x0, x1)
+        inside = places if x0 is None else places[(places > x0) & (places < x1)]
+        for step in inside:
+            rows = chart.page.evaluate(COLUMN, int(step))
+            top = chart.run(f"expanded.sy.at({value[step]})")
+            assert rows and min(rows) <= top + 2.5, (x0, x1, step, rows[:3], top)
+            seen += 1
+    assert seen > SPIKES + 2 * 6
+    settled(chart)
+    quiet = [step for step in range(5000, POINTS, 9000) if np.abs(places - step).min() > 3000]
+    middle = chart.run("expanded.sy.at(6)")
+    assert quiet and all(min(chart.page.evaluate(COLUMN, step)) > middle for step in quiet)  # only spikes reach up
+
+
+def test_what_is_not_finite_is_marked(chart):
+    settled(chart)
+    marks = chart.run("[...oddPlaces(expanded.data.series[0], expanded.data, expanded.sx)].map(([x, flags]) => [expanded.sx.back(x), flags])")
+    assert [flags for _, flags in marks] == [1, 2, 4]
+    assert np.allclose([x for x, _ in marks], [70_000, 140_000, 210_000], atol=POINTS / 700)
+    settled(chart, 69_995, 70_008)
+    assert chart.run("expanded.data.series[0].mode") == "raw"
+    assert chart.page.evaluate(COLUMN, 70_000.5) == []  # the line is broken there
+
+
+def test_wheel_and_drag_to_the_raw_points(chart, planted):
+    places, value = planted
+    step = int(places[20])
+    box = chart.page.locator("dialog .stage").bounding_box()
+    for _ in range(60):
+        at = chart.run(f"expanded.sx.at({step})")
+        chart.page.mouse.move(box["x"] + at, box["y"] + box["height"] / 2)
+        chart.page.mouse.wheel(0, -400)
+        chart.until("!expanded.drawing")
+        if chart.run("!expanded.busy && expanded.data.series[0].mode === 'raw' && zoom.x1 - zoom.x0 < 40"):
+            break
+    settled(chart, *chart.run("[zoom.x0, zoom.x1]"))
+    raw = chart.run("[[...expanded.data.series[0].x], [...expanded.data.series[0].y]]")
+    assert np.array_equal(raw[1], value[np.array(raw[0], int)])  # every point, every bit
+    assert np.array_equal(raw[0], np.arange(raw[0][0], raw[0][-1] + 1))
+    at = chart.run(f"[expanded.sx.at({step}), expanded.sy.at({value[step]})]")
+    chart.page.mouse.move(box["x"] + at[0], box["y"] + at[1])
+    chart.until(f"document.querySelector('dialog .readout .at')?.textContent === 'step {step:,}'")
+    assert f"{value[step]:.6g}" in chart.page.locator("dialog .readout .row").first.inner_text()
+    before = chart.run("zoom.x0")
+    chart.page.keyboard.down("Shift")
+    chart.page.mouse.down()
+    chart.page.mouse.move(box["x"] + at[0] + 80, box["y"] + at[1], steps=4)
+    chart.page.mouse.up()
+    chart.page.keyboard.up("Shift")
+    assert chart.run("zoom.x0") < before
+    chart.page.mouse.dblclick(box["x"] + 300, box["y"] + 100)
+    chart.until("zoom.x0 === null")
+    chart.page.mouse.move(box["x"] + 200, box["y"] + 50)
+    chart.page.mouse.down()
+    chart.page.mouse.move(box["x"] + 400, box["y"] + 55, steps=4)
+    chart.page.mouse.up()
+    share = chart.until("zoom.x0 !== null && (zoom.x1 - zoom.x0) / (expanded.full[1] - expanded.full[0])")
+    assert share == pytest.approx(200 / chart.run("expanded.frame.right - expanded.frame.left"), rel=0.02)
+
+
+def test_smoothing_is_drawn_over_the_raw_points(chart, planted):
+    places, value = planted
+    chart.run("setState({ smooth: 0.99 })")
+    chart.until("expanded.data.series[0].smooth && !expanded.drawing && expanded.shown.smooth")
+    for step in places:
+        rows = chart.page.evaluate(COLUMN, int(step))
+        assert min(rows) <= chart.run(f"expanded.sy.at({value[step]})") + 2.5
+
+
+def test_log_axes(address, opened):
+    tab = opened(f"{address}#metrics=small&ylog=%5B%22small%22%5D&xlog=true")
+    tab.until("[...chartsTab.cards.values()][0]?.chart?.sx?.log")
+    chart = "[...chartsTab.cards.values()][0].chart"
+    assert tab.run(f"[{chart}.sy.log, {chart}.data.x0, {chart}.data.series[0].left_out]") == [True, 1, 1]
+    ends = tab.run(f"[{chart}.sy.at(1e-6), {chart}.sy.at(1), {chart}.sy.at(1e6)]")
+    assert ends[1] == pytest.approx((ends[0] + ends[2]) / 2, abs=0.5)
+    assert "1 point without log step" in tab.text(".note")
