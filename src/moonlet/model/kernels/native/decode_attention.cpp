@@ -156,19 +156,50 @@ void weighted_sum(const float* weights, const float* x, int n, int W, int size, 
         for (int i = r; i < size; i++) out[i] += weights[j] * x[static_cast<size_t>(j) * W + i];
 }
 
-// q [W] against the first `seen` latents -> the mean [rank] of their first parts, weighted by softmax(scale q . latent).
-void mix(const float* q, const Latents& latents, int seen, int rank, float scale, float* weights, float* out) {
+constexpr int TOGETHER = 16;  // heads of tokens, at most, that pass over the latents together
+
+// One head of one token against the first `seen` latents: q [W] -> the mean [rank] of their first parts, weighted by
+// softmax(scale q . latent).
+struct Query {
+    const float* q;
+    int seen;
+    float* out;
+};
+
+// Several of one sequence together: they pass over its latents in step, so that these are fetched once for all.
+void mix(const std::vector<Query>& queries, const Latents& latents, int rank, float scale) {
+    constexpr int STEP = 64;
     const int page = latents.page, W = latents.W;
-    for (int j = 0; j < seen; j += page)
-        logits_of(q, latents.at(j), std::min(page, seen - j), W, scale, weights + j);
-    const float top = largest_value(weights, seen);
-    float sum = 0;
-    for (int j = 0; j < seen; j++) sum += weights[j] = fast_exp(weights[j] - top);
-    const float inverse = 1.0f / sum;
-    for (int j = 0; j < seen; j++) weights[j] *= inverse;
-    std::fill(out, out + rank, 0.0f);
-    for (int j = 0; j < seen; j += page)
-        weighted_sum(weights + j, latents.at(j), std::min(page, seen - j), W, rank, out);
+    int longest = 0;
+    for (const Query& one : queries) longest = std::max(longest, one.seen);
+    thread_local std::vector<float> scratch;
+    scratch.resize(queries.size() * static_cast<size_t>(longest));
+    const auto passing = [&](auto&& each) {
+        for (int j = 0, n; j < longest; j += n) {
+            n = std::min({STEP, page - j % page, longest - j});
+            float* weights = scratch.data() + j;
+            for (const Query& one : queries) {
+                if (one.seen > j) each(one, latents.at(j), std::min(n, one.seen - j), weights);
+                weights += longest;
+            }
+        }
+    };
+    passing([&](const Query& one, const float* from, int n, float* weights) {
+        logits_of(one.q, from, n, W, scale, weights);
+    });
+    float* weights = scratch.data();
+    for (const Query& one : queries) {
+        const float top = largest_value(weights, one.seen);
+        float sum = 0;
+        for (int j = 0; j < one.seen; j++) sum += weights[j] = fast_exp(weights[j] - top);
+        const float inverse = 1.0f / sum;
+        for (int j = 0; j < one.seen; j++) weights[j] *= inverse;
+        std::fill(one.out, one.out + rank, 0.0f);
+        weights += longest;
+    }
+    passing([&](const Query& one, const float* from, int n, const float* weights) {
+        weighted_sum(weights, from, n, W, rank, one.out);
+    });
 }
 
 }  // namespace
@@ -198,13 +229,17 @@ Buffer attend(const MLA& m, const float* input, const Tokens& t, const State& s)
             rms_norm_forward(&joint[static_cast<size_t>(n) * W], m.kv_norm, latent, 1, rank, m.eps);
             place(m, &joint[static_cast<size_t>(n) * W + rank], before + n, latent + rank);
         }
-        parallel((t.starts[i + 1] - t.starts[i]) * H, [&](int part) {
-            const int n = t.starts[i] + part / H;
-            const size_t at = static_cast<size_t>(n) * H + part % H;
-            thread_local std::vector<float> weights;
-            weights.resize(before + n + 1);
-            place(m, &q[at * Q + P], before + n, &latent_q[at * W + rank]);
-            mix(&latent_q[at * W], latents, before + n + 1, rank, m.scale, weights.data(), &mixed[at * rank]);
+        const int first = t.starts[i] * H, pairs = t.starts[i + 1] * H - first;
+        const int together = std::min(TOGETHER, (pairs + threads::members - 1) / threads::members);
+        parallel((pairs + together - 1) / together, [&](int part) {
+            std::vector<Query> queries;
+            for (int at = part * together; at < std::min(pairs, (part + 1) * together); at++) {
+                const size_t pair = first + at;  // token * H + head
+                const int64_t position = before + (first + at) / H;
+                place(m, &q[pair * Q + P], position, &latent_q[pair * W + rank]);
+                queries.push_back({&latent_q[pair * W], static_cast<int>(position) + 1, &mixed[pair * rank]});
+            }
+            mix(queries, latents, rank, m.scale);
         });
     }
     Buffer o = buffer(static_cast<size_t>(N) * H * V);
