@@ -4,11 +4,17 @@
 
 B = 8 rows of T = 256 tokens, the shape of K3 nano: hidden 128, 4 heads of 32, bounded gate. First both paths must agree
 (output and every gradient, 1e-5 of the norm). Then each part (convolution, gate, recurrence, output norm) and the whole
-layer are timed, plain and native in turn; the least of the repeats counts, as the machine may be shared. Prints a table
-and writes runs/bench/kda_layer.json.
+layer are timed, plain and native in turn; the least of the repeats counts, as the machine may be shared.
+The recurrence alone also meets fla-core's naive chunk form and the chunk form that transformers falls back to without
+fla's kernels, in both their own tiles of 64 (outputs and gradients within 1e-4 of the norm; a fifth of the repeats).
+Growth: the native layer on one row of 512 to 32 K tokens, time a token. Prints tables and writes
+runs/bench/kda_layer.json.
 """
 
 import argparse
+import importlib.util
+import os
+import sysconfig
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +33,7 @@ from moonlet.model.kernels.kda.gate import kda_gate_torch, native_kda_gate
 from moonlet.model.kernels.kda.native import native_kda
 
 B, T, D, H, K = 8, 256, 128, 4, 32
+LENGTHS = (512, 2048, 8192, 32768)
 CONFIG = ModelConfig(
     vocab_size=16,
     hidden_size=D,
@@ -81,13 +88,18 @@ def layer_pass(kda: layer.KDA, x: Tensor, native: bool) -> Pass:
     return run
 
 
-def passes() -> dict[str, tuple[Pass, Pass]]:
-    """(plain, native) of each part and of the layer."""
+def random_layer() -> tuple[layer.KDA, torch.Generator]:
     r = torch.Generator().manual_seed(0)
     kda = layer.KDA(CONFIG)
     for p in kda.parameters():
         torch.nn.init.normal_(p, 0, 0.1, generator=r)
     kda.init_gates(r)
+    return kda, r
+
+
+def passes() -> dict[str, tuple[Pass, Pass]]:
+    """(plain, native) of each part and of the layer."""
+    kda, r = random_layer()
     qkv, taps = torch.randn(B, T, 3 * H * K, generator=r), torch.randn(3 * H * K, 4, generator=r)
     raw, gate = torch.randn(B, T, H * K, generator=r), torch.randn(B, T, H * K, generator=r)
     q, k, v = conv_qkv_torch(qkv, taps, None, None, H, 1e-6)
@@ -116,6 +128,43 @@ def passes() -> dict[str, tuple[Pass, Pass]]:
     }
 
 
+def rivals() -> dict[str, tuple[Pass, Pass]]:
+    """(theirs, native) of the recurrence, on the same inputs."""
+    from transformers.models.kimi_linear.modeling_kimi_linear import chunk_kimi_delta_attention
+
+    path = (
+        Path(sysconfig.get_paths()["purelib"]) / "fla" / "ops" / "kda" / "naive.py"
+    )  # the package itself needs triton
+    spec = importlib.util.spec_from_file_location("fla_naive_kda", path)
+    assert spec is not None and spec.loader is not None
+    fla = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fla)
+    kda, r = random_layer()
+    q, k, v = conv_qkv_torch(torch.randn(B, T, 3 * H * K, generator=r), torch.randn(3 * H * K, 4), None, None, H, 1e-6)
+    g = kda_gate_torch(torch.randn(B, T, H * K, generator=r), kda.dt_bias, kda.A_log, -5.0)
+    inputs = q, k, v, g, torch.rand(B, T, H, generator=r)
+    native = both_ways(lambda *t: native_kda(*t)[0], *inputs)
+    return {
+        "fla, naive chunk": (both_ways(lambda *t: fla.naive_chunk_kda(*t, scale=1.0)[0], *inputs), native),
+        "transformers, chunk": (
+            both_ways(lambda q, *t: chunk_kimi_delta_attention(q * K**0.5, *t)[0], *inputs),
+            native,
+        ),
+    }
+
+
+def growth(repeats: int) -> list[dict[str, float]]:
+    """The native layer on one row of each length, in turn."""
+    kda, r = random_layer()
+    runs = {n: layer_pass(kda, torch.randn(1, n, D, generator=r), native=True) for n in LENGTHS}
+    best = {n: min(milliseconds(run) for _ in range(2)) for n, run in runs.items()}
+    for _ in range(repeats):
+        for n, run in runs.items():
+            best[n] = min(best[n], milliseconds(run))
+    first = best[LENGTHS[0]] / LENGTHS[0]
+    return [{"tokens": n, "ms": ms, "us_per_token": 1000 * ms / n, "growth": ms / n / first} for n, ms in best.items()]
+
+
 def disagreement(a: list[Tensor], b: list[Tensor]) -> float:
     return max(float((x - y).norm() / y.norm().clamp(min=1e-30)) for x, y in zip(a, b, strict=True))
 
@@ -133,20 +182,36 @@ def main() -> None:
     torch.set_num_threads(1)
     if kernels.why_not():
         raise SystemExit(kernels.why_not())
-    rows = {}
-    print(f"{'forward + backward':22}{'plain ms':>10}{'native ms':>11}{'speed-up':>10}{'tokens/s':>11}{'differ':>10}")
-    for name, (plain, native) in passes().items():
-        differ = disagreement(native(), plain())
-        if not differ < 1e-5:
-            raise SystemExit(f"{name}: plain and native differ by {differ:.1e} of the norm")
-        times = [(milliseconds(plain), milliseconds(native)) for _ in range(repeats)]
-        before, after = (min(t) for t in zip(*times))
-        rate = 1000 * B * T / after
-        rows[name] = {"plain_ms": before, "native_ms": after, "tokens_per_s": rate, "differ": differ}
-        print(f"{name:22}{before:10.2f}{after:11.2f}{before / after:9.1f}x{rate:11,.0f}{differ:10.1e}")
+    load = [os.getloadavg()[0]]
+    rows = contest(passes(), "plain", repeats, 1e-5)
+    against = contest(rivals(), "theirs", max(1, repeats // 5), 1e-4)
+    lengths = growth(max(1, repeats // 5))
+    print(f"{'layer, one row':>18}{'ms':>10}{'us/token':>10}{'growth':>8}")
+    for row in lengths:
+        print(f"{row['tokens']:11} tokens{row['ms']:10.1f}{row['us_per_token']:10.2f}{row['growth']:8.2f}")
+    load.append(os.getloadavg()[0])
+    print(f"load before and after: {load[0]:.1f}, {load[1]:.1f}")
     path = Path("runs/bench/kda_layer.json")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"batch": B, "length": T, "hidden": D, "heads": H, "head_dim": K, "threads": 1, "rows": rows})
+    shape = {"batch": B, "length": T, "hidden": D, "heads": H, "head_dim": K, "threads": 1, "load": load}
+    write_json(path, {**shape, "rows": rows, "recurrence": against, "growth": lengths})
+
+
+def contest(pairs: dict[str, tuple[Pass, Pass]], other: str, repeats: int, bound: float) -> dict[str, dict[str, float]]:
+    """Times of each pair in turn, after both gave the same within `bound`."""
+    rows = {}
+    print(
+        f"{'forward + backward':22}{other + ' ms':>10}{'native ms':>11}{'speed-up':>10}{'tokens/s':>11}{'differ':>10}"
+    )
+    for name, (before, after) in pairs.items():
+        differ = disagreement(after(), before())
+        if not differ < bound:
+            raise SystemExit(f"{name}: the two differ by {differ:.1e} of the norm")
+        slow, fast = (min(t) for t in zip(*((milliseconds(before), milliseconds(after)) for _ in range(repeats))))
+        rate = 1000 * B * T / fast
+        rows[name] = {f"{other}_ms": slow, "native_ms": fast, "tokens_per_s": rate, "differ": differ}
+        print(f"{name:22}{slow:10.2f}{fast:11.2f}{slow / fast:9.1f}x{rate:11,.0f}{differ:10.1e}", flush=True)
+    return rows
 
 
 if __name__ == "__main__":
