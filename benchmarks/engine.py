@@ -6,7 +6,8 @@
 first token with the cache and without, one after another and all at once; the first request is cold in both.
 *Agent trace*: the trained model adds numbers and receipts in one conversation of 100 assistant turns with its tools;
 prompt tokens computed against those that are new (neither in the prompt before nor made by the model), all by greedy
-sampling. *Speculation*: the same conversation with drafts and without, alternated; the texts must be equal.
+sampling. *Speculation*: the same conversation with drafts and without, alternated, rendering and tools included, by the
+clock and by CPU time; the texts must be equal.
 *Decoding*: requests of 150 prompt tokens at temperature 1 through the scheduler's own thread, one consumer, first token
 to last. The best of the repeats counts, as the machine may be shared; its load is noted. Writes runs/bench/engine.json.
 """
@@ -74,7 +75,7 @@ def conversation(engine: Engine, turns: int) -> tuple[list[dict], dict[str, floa
     """An agent at work: its messages, and what its turns cost."""
     rng, messages, made = random.Random(0), [], 0
     computed = new = tokens = before = 0
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     while made < turns:
         item = (receipts if rng.random() < 0.5 else arithmetic).sample(rng, "train")
         messages += item.messages
@@ -91,8 +92,8 @@ def conversation(engine: Engine, turns: int) -> tuple[list[dict], dict[str, floa
             for call in reply.tool_calls:
                 result = env.call(call["function"]["name"], json.loads(call["function"]["arguments"]))
                 messages.append({"role": "tool", "tool_call_id": call["id"], "content": result})
-    seconds = time.perf_counter() - began
-    return messages, {"computed": computed, "new": new, "tokens": tokens, "seconds": seconds, "prompt": before}
+    cost = {"seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu}
+    return messages, {**cost, "computed": computed, "new": new, "tokens": tokens, "prompt": before}
 
 
 def texts(messages: list[dict]) -> list[tuple[str, str]]:
@@ -113,7 +114,9 @@ def trace(folder: Path, repeats: int) -> dict[str, object]:
     if len(said) != 1:
         raise SystemExit("the texts with drafts and without differ")
     one = runs[False][0]
-    fast, slow = (min(cost["seconds"] for cost in runs[speculate]) for speculate in (True, False))
+    fast, slow, fast_cpu, slow_cpu = (
+        min(cost[kind] for cost in runs[speculate]) for kind in ("seconds", "cpu") for speculate in (True, False)
+    )
     return {
         "turns": TURNS,
         "final_tokens": one["prompt"],
@@ -126,6 +129,7 @@ def trace(folder: Path, repeats: int) -> dict[str, object]:
         "seconds_with_drafts": fast,
         "seconds_without": slow,
         "speculation": slow / fast,
+        "speculation_cpu": slow_cpu / fast_cpu,
     }
 
 
