@@ -11,6 +11,7 @@ The structures mirror those of decode.h, field by field. fp32 on a CPU only (`ca
 
 import ctypes
 import math
+import mmap
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ class MoEC(ctypes.Structure):
     _fields_ = (
         *named(MatrixC, "router", "down", "up", "w1", "w3", "w2"),
         *named(POINTER, "bias", "norm"),
-        *named(INT, "experts", "chosen", "renormalize"),
+        *named(INT, "experts", "chosen", "renormalize", "on_disk"),
         *named(FLOAT, "factor", "beta", "linear", "eps"),
         ("shared", MLPC),
     )
@@ -143,6 +144,7 @@ class PackedModel:
 
     def __init__(self, model: Model, weights: str = "fp32", consume: bool = False, scratch: Path | None = None) -> None:
         self.kept: list[object] = []
+        self.mapped: list[Tensor] = []
         self.weights, self.consume, self.scratch = weights, consume, scratch
         c = model.config
         layers = (LayerC * c.num_hidden_layers)(*(self.layer(layer, c.attn_res_block_size) for layer in model.layers))
@@ -159,6 +161,8 @@ class PackedModel:
         )
         if consume:
             give_up(model.lm_head)
+        for panels in self.mapped:  # read without neighbours from now on: experts are used in no order
+            ctypes.CDLL(None).madvise(pointer(panels), ctypes.c_size_t(panels.nbytes), mmap.MADV_RANDOM)
 
     def decode(
         self,
@@ -247,7 +251,7 @@ class PackedModel:
             *self.experts(e),
             self.values(m.gate.e_score_correction_bias),
             self.values(m.routed_expert_norm.weight) if norm else None,
-            *(m.gate.weight.shape[0], m.gate.top_k, int(m.gate.renormalize)),
+            *(m.gate.weight.shape[0], m.gate.top_k, int(m.gate.renormalize), int(self.scratch is not None)),
             *(m.gate.factor, *native_betas(*e.act), m.routed_expert_norm.eps if norm else 0.0),
             self.mlp(m.shared_experts) if hasattr(m, "shared_experts") else MLPC(),
         )
@@ -292,7 +296,8 @@ class PackedModel:
         """[count, size] bytes; stacks lie in `scratch` where there is one."""
         if self.scratch is None or count == 1:
             return torch.empty(count, size, dtype=torch.uint8)
-        return on_disk(self.scratch, (count, size), torch.uint8)
+        self.mapped.append(on_disk(self.scratch, (count, size), torch.uint8))
+        return self.mapped[-1]
 
     def float_matrix(self, weight: Tensor) -> MatrixC:
         weight = weight.detach().contiguous()

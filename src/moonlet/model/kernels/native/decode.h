@@ -28,7 +28,7 @@ struct MLP {
 struct MoE {
     Matrix router, down, up, w1, w3, w2;  // w1, w3, w2: one after another, an expert each
     const float *bias, *norm;
-    int experts, chosen, renormalize;
+    int experts, chosen, renormalize, on_disk;  // on_disk: the experts' panels are mapped from a file
     float factor, beta, linear, eps;
     MLP shared;
 };

@@ -1,6 +1,9 @@
 // The feed-forward sublayers of the decoder: dense, and a mixture of experts (model/moe.py).
 #include <numeric>
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include "decode.h"
 #include "experts.h"
 
@@ -34,6 +37,13 @@ void choose(const MoE& m, const float* s, int64_t* chosen, float* p) {
     for (int i = 0; i < m.chosen; i++) p[i] = (m.renormalize ? p[i] / sum : p[i]) * m.factor;
 }
 
+// Asks the system to read a matrix of a mapped file, all of it at once and nothing around it.
+void soon(const Matrix& m) {
+    const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE)), from = reinterpret_cast<uintptr_t>(m.panels);
+    const uintptr_t begin = from / page * page;
+    madvise(reinterpret_cast<void*>(begin), from - begin + quantised_bytes(m.kind, m.in, m.out), MADV_WILLNEED);
+}
+
 // sum_i p_i E_i(z) with experts in 4 or 8 bits: gate and up of every assignment (sorted by expert), then down, then
 // each token's sum in the order of its experts.
 Buffer quantised_experts(const MoE& m, Rows& z, const int64_t* chosen, const float* p) {
@@ -44,6 +54,9 @@ Buffer quantised_experts(const MoE& m, Rows& z, const int64_t* chosen, const flo
     for (int e = 0; e < m.experts; e++)
         if (starts[e] < starts[e + 1]) active.push_back(e);
     for (int i = 0; i < total; i++) tokens[i] = order[i] / k, all[i] = i, place[order[i]] = i;
+    if (m.on_disk)
+        for (int e : active)
+            for (const Matrix* stack : {&m.w1, &m.w3, &m.w2}) soon(nth(*stack, e));
     // A part is a share of an expert's panels: few experts are split, so that every member has some.
     const int shares = std::max<int>(1, 4 * threads::members / static_cast<int>(active.size()));
     const auto product = [&](const Matrix& stack, const Rows8& x, const int* rows, int part, float* y, ptrdiff_t ld) {
