@@ -3,13 +3,13 @@
 import json
 import re
 import sqlite3
-import time
-import xml.etree.ElementTree as ElementTree
+from itertools import chain
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from moonlet.tracker import Histogram, Image, Rollout, Run, Table, Text
+from moonlet.tracker import Histogram, Image, Rollout, Run, Table, Text, server
 from moonlet.tracker import format as f
 from moonlet.tracker.index import Index, run_id
 
@@ -33,7 +33,12 @@ def rollout(step: int) -> Rollout:
                 "tool_calls": [{"function": {"name": "calculate", "arguments": '{"expression": "6 * 7"}'}}],
             },
             {"role": "tool", "name": "calculate", "content": "42"},
-            {"role": "assistant", "content": "".join(tokens), "tokens": tokens, "logprobs": [-0.01, -4.0, float("-inf")]},
+            {
+                "role": "assistant",
+                "content": "".join(tokens),
+                "tokens": tokens,
+                "logprobs": [-0.01, -4.0, float("-inf")],
+            },
         ],
         rewards={"correct": step / 100, "format": 0.25},
         checkpoint=f"step-{step}",
@@ -107,7 +112,9 @@ def test_table_of_10000_runs(serve, opened, tmp_path):
     tab.until("document.querySelector('.tfoot').textContent === '10 of 10,000 runs'")
     tab.page.get_by_label("Tick all").check()
     tab.until("document.querySelector('.bulk b')?.textContent === '10 ticked'")
-    assert all("status of 400" in said for said in tab.said)  # of the filter that is none; browsers report it themselves
+    assert all(
+        "status of 400" in said for said in tab.said
+    )  # of the filter that is none; browsers report it themselves
     tab.said.clear()
 
 
@@ -148,7 +155,9 @@ def test_compare_and_sweep(address, opened):
     tab.page.keyboard.press("Escape")
     tab.page.locator("main").click(position={"x": 5, "y": 600})
     tab.page.keyboard.press("3")
-    tab.until("state.tab === 'sweep' && sweepTab.runs.length === 6 && sweepTab.axes.length === 3 && sweepTab.scales.size > 0")
+    tab.until(
+        "state.tab === 'sweep' && sweepTab.runs.length === 6 && sweepTab.axes.length === 3 && sweepTab.scales.size > 0"
+    )
     box = tab.page.locator(".parallel").bounding_box()
     place = tab.run("[sweepTab.places[0], sweepTab.scales.get('config.lr').at(0.02)]")
     x, y = box["x"] + place[0], box["y"] + place[1]
@@ -168,7 +177,9 @@ def test_rollouts_of_two_checkpoints(address, opened):
     assert "checkpoint step-0" in left and "checkpoint step-100" in right
     for pane in (left, right):
         assert all(part in pane for part in ("What is 6 times 7?", "calculate", '"expression": "6 * 7"', "result of"))
-    assert tab.run("[...document.querySelectorAll('.rewards')].map((node) => node.innerText.trim().split(/\\s+/).join(' '))") == [
+    assert tab.run(
+        "[...document.querySelectorAll('.rewards')].map((node) => node.innerText.trim().split(/\\s+/).join(' '))"
+    ) == [
         "correct 0 format 0.25 reward 0.25",
         "correct 1 format 0.25 reward 1.25",
     ]
@@ -186,24 +197,28 @@ def test_rollouts_of_two_checkpoints(address, opened):
     assert tab.run("new URLSearchParams(location.hash.slice(1)).get('left')")
 
 
-@pytest.mark.parametrize(
-    ("part", "expression"),
-    [
-        ("text", "document.querySelectorAll('article.text').length === 2"),
-        ("image", "[...document.querySelectorAll('.image img')].filter((node) => node.naturalWidth === 4).length === 2"),
-        ("table", "document.querySelectorAll('table.data').length === 2"),
-        ("histogram", "document.querySelector('.heat canvas')?.width > 300"),
-        ("console", "document.querySelector('.console pre')?.textContent === 'hello 0\\nhello 100'"),
-        ("alerts", "document.querySelector('.alerts .error b')?.textContent === 'spike'"),
-        ("charts", "document.querySelectorAll('.partbody canvas').length > 2"),
-    ],
-)
-def test_what_a_run_logged(address, opened, part, expression):
-    tab = opened(f"{address}#tab=run&part={part}&search=lr0.01-s0")
-    tab.until(expression)
+PARTS = {
+    "text": "document.querySelectorAll('article.text').length === 2",
+    "image": "[...document.querySelectorAll('.image img')].filter((node) => node.naturalWidth === 4).length === 2",
+    "table": "document.querySelectorAll('table.data').length === 2",
+    "histogram": "document.querySelector('.heat canvas')?.width > 300",
+    "console": "document.querySelector('.console pre')?.textContent === 'hello 0\\nhello 100'",
+    "alerts": "document.querySelector('.alerts .error b')?.textContent === 'spike'",
+    "charts": "document.querySelectorAll('.partbody canvas').length > 2",
+    "overview": "[...document.querySelectorAll('.pairs th')].some((node) => node.textContent === 'model.width')",
+}
 
 
-def test_news_appear_by_themselves(serve, opened, tmp_path):
+def test_what_a_run_logged(address, opened):
+    tab = opened(f"{address}#tab=run&search=lr0.01-s0")
+    for part, expression in PARTS.items():
+        tab.until("document.querySelector('.parts')")
+        tab.run(f"setState({{ part: '{part}' }})")
+        tab.until(expression)
+
+
+def test_news_appear_by_themselves(serve, opened, tmp_path, monkeypatch):
+    monkeypatch.setattr(server, "SCAN_SECONDS", 0.5)
     with Run(tmp_path / "first") as run:
         run.log({"loss": 1.0}, 0)
     address = serve(tmp_path)
@@ -260,7 +275,7 @@ def test_keyboard(address, opened):
     tab.page.keyboard.press("Space")
     tab.until("state.picked?.length === 5")
     tab.page.keyboard.press("Enter")
-    tab.until("state.tab === 'run' && document.querySelector('.runhead .title').value === runsTable.here().name")
+    tab.until("state.tab === 'run' && document.querySelector('.runhead .title')?.value === runsTable.here().name")
     tab.page.keyboard.press("d")
     before = tab.run("getComputedStyle(document.body).backgroundColor")
     tab.page.keyboard.press("d")
@@ -271,7 +286,9 @@ def test_keyboard(address, opened):
 
 
 def test_links_hold_the_view(address, opened):
-    tab = opened(f"{address}#x=train/tokens&smooth=0.9&search=s1&sort=name&charts=%5B%5B%22train/loss%22,%22train/tokens%22%5D%5D")
+    tab = opened(
+        f"{address}#x=train/tokens&smooth=0.9&search=s1&sort=name&charts=%5B%5B%22train/loss%22,%22train/tokens%22%5D%5D"
+    )
     painted(tab)
     tab.until("[...chartsTab.cards.values()][0].chart?.data?.series.length === 4")  # two runs, two series in one chart
     tab.until("[...chartsTab.cards.values()].every((card) => !card.chart || card.chart.data?.x1 === 399 * 2048)")
@@ -294,14 +311,13 @@ def test_links_hold_the_view(address, opened):
     )
 
 
-@pytest.mark.parametrize("tab_name", ["runs", "charts", "compare", "sweep", "rollouts", "run"])
-def test_phone_width(address, opened, tab_name):
-    tab = opened(f"{address}#tab={tab_name}", width=390, height=800, color_scheme="dark")
-    tab.until("document.querySelector('.pulse.live')")
-    time.sleep(0.2)
-    assert tab.run("document.documentElement.scrollWidth <= 390 && document.querySelector('main').scrollWidth <= 390")
-    shown = tab.run("getComputedStyle(document.querySelector('.runs')).display !== 'none'")
-    assert shown == (tab_name == "runs")
+def test_phone_width(address, opened):
+    tab = opened(address, width=390, height=800, color_scheme="dark")
+    for name in ("charts", "runs", "compare", "sweep", "rollouts", "run"):
+        tab.page.get_by_role("tab", name=name.title(), exact=True).click()
+        tab.until(f"state.tab === '{name}' && (state.tab === 'runs' || main.children.length > 1)")
+        tab.until("document.documentElement.scrollWidth <= 390 && main.scrollWidth <= 390")
+        assert tab.run("getComputedStyle(document.querySelector('.runs')).display !== 'none'") == (name == "runs")
 
 
 def test_pictures_of_a_chart(address, opened):
@@ -315,7 +331,7 @@ def test_pictures_of_a_chart(address, opened):
     texts = [node.text for node in tree.iter("{http://www.w3.org/2000/svg}text")]
     assert "train/loss" in texts and "lr0.01-s0" in texts and "step" in texts
     paths = [node.get("d") for node in tree.iter("{http://www.w3.org/2000/svg}path")]
-    assert sum(path.count("L") == STEPS - 1 for path in paths) == 6  # every point of every run
+    assert sum(path.count("L") for path in paths) >= 6 * (STEPS - 1)  # every point of every run
     more.click()
     with tab.page.expect_download() as saved:
         tab.page.get_by_role("button", name="PNG picture").click()
@@ -343,14 +359,15 @@ def test_bundle_needs_no_server(address, opened, tmp_path):
     plain = "(answer) => answer.series.map((one) => [one.mode, one.points, one.left_out, one.label, one.stat, "
     plain += "...['column', 'count', 'first', 'min', 'max', 'last', 'x_first', 'x_last', 'flags', 'smooth', 'x', 'y']"
     plain += ".map((key) => one[key] && [...one[key]])])"
-    asked = f"Promise.all([api.m4({json.dumps(body)}), api.aggregate({json.dumps(groups)})]).then((all) => all.map({plain}))"
+    both = f"[api.m4({json.dumps(body)}), api.aggregate({json.dumps(groups)})]"
+    asked = f"Promise.all({both}).then((all) => all.map({plain}))"
     served = tab.run(asked)
     away = opened(path.as_uri())
     painted(away)
     assert [url for url in away.asked if not url.startswith(("file:", "data:", "blob:"))] == []
     found = away.run(asked)
     assert [len(part) for part in found] == [len(part) for part in served] == [1, 7]
-    for ours, theirs in zip(sum(found, []), sum(served, []), strict=True):
+    for ours, theirs in zip(chain(*found), chain(*served), strict=True):
         assert ours[:5] == theirs[:5]
         for one, other in zip(ours[5:], theirs[5:], strict=True):
             assert (one is None) == (other is None)

@@ -191,6 +191,7 @@ def reading(board: Board) -> APIRouter:
         limit: Annotated[int, Query(ge=0, le=100_000)] = 200,
         deleted: int = 0,
         columns: str = "",
+        column: Annotated[list[str] | None, Query()] = None,
     ) -> Response:
         cursor = index.version
         found = matching(board, filter, search, bool(deleted))
@@ -200,9 +201,9 @@ def reading(board: Board) -> APIRouter:
             found = sorted((run for run in found if key(run)[0] != 2), key=key, reverse=sort.startswith("-")) + absent
         facts = {"total": len(index.records), "matched": len(found), "cursor": cursor}
         part = found[offset : offset + limit]
-        if not columns:
+        names = [*(column or []), *(name for name in columns.split(",") if name)]
+        if not names:
             return answer({**facts, "runs": part})
-        names = [name for name in columns.split(",") if name]
         getters = [filters.field(name) for name in names]
         return answer({**facts, "columns": names, "rows": [[get(run) for get in getters] for run in part]})
 

@@ -47,7 +47,7 @@ function serverApi() {
   }
 
   const query = (given) => Object.entries(given).filter(([, value]) => value !== "" && value !== null && value !== undefined)
-    .map(([key, value]) => `${key}=${clean(value)}`).join("&");
+    .flatMap(([key, value]) => (Array.isArray(value) ? value : [value]).map((one) => `${key}=${clean(one)}`)).join("&");
 
   return {
     offline: false,

@@ -28,6 +28,7 @@ function switchTheme() {
 }
 
 function repaint() {
+  keptColors = null;
   chartsTab.repaint();
   for (const chart of runTab.charts) chart.draw();
   if (state.tab === "sweep") sweepTab.draw();

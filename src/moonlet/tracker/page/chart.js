@@ -8,6 +8,7 @@
 const MARGIN_SHARE = 0.5; // of the window, fetched on either side
 const HEIGHTS = [170, 220, 340];
 const MOST_ROWS = 12; // of the readout
+const FETCH_PACE = 100; // milliseconds between fetches while the window moves
 
 // The window in x that all charts of a page share; null shows everything.
 const zoom = { x0: state.x0, x1: state.x1, charts: new Set() };
@@ -27,6 +28,7 @@ class Chart {
   constructor(plan, { big = false, tools = [] } = {}) {
     this.big = big;
     this.y = null; // its own window in y after a zoom, else fitted
+    this.hidden = false; // out of sight: it waits
     this.canvas = el("canvas", { "aria-label": plan.title, role: "img" });
     this.over = el("canvas.over");
     this.note = el("span.note");
@@ -37,6 +39,7 @@ class Chart {
       el("span.tools", this.logTool, tools, button("⋯", (event) => this.menu(event.target), {
         className: "quiet", title: "Picture, points", "aria-label": `More of ${plan.title}` }))), this.stage);
     this.controller = new AbortController();
+    this.refreshSoon = paced(() => this.refresh(), FETCH_PACE);
     this.size = new ResizeObserver(() => this.moved());
     this.size.observe(this.stage);
     this.follow();
@@ -79,9 +82,9 @@ class Chart {
 
   // The window moved or the size changed: draw what is there, then fetch.
   moved() {
-    if (!this.node.isConnected) return;
+    if (!this.node.isConnected || this.hidden || (expanded && expanded !== this)) return;
     this.draw();
-    this.refresh();
+    if (this.data) this.refreshSoon(); else this.refresh();
   }
 
   draw() {
@@ -180,9 +183,11 @@ class Chart {
     if (this.ylog && view.lines.some(({ series }) => belowZero(series))) notes.push("values ≤ 0 at the lower edge");
     if (left) notes.push(`${plural(left, "point")} without ${state.xlog ? "log " : ""}${state.x}`);
     if (this.failed) notes.push(this.failed);
-    this.note.textContent = notes.join(" · ");
-    this.point(this.pointer);
-    performance.mark("chart-painted");
+    const noted = notes.join(" · ");
+    if (this.note.textContent !== noted) this.note.textContent = noted;
+    if (this.pointer) this.point(this.pointer);
+    if (!this.painted) performance.mark("chart-painted");
+    this.painted = true;
   }
 
   say(ctx, words, width, height, color) {
@@ -400,6 +405,8 @@ class Chart {
     download(`${file}.csv`, new Blob(parts, { type: "text/csv" }));
   }
 }
+
+let expanded = null; // the large chart, while it is open: the others wait
 
 // Values of every line at the pointer: {label, text, color, run, x, px, py}, the nearest to it first.
 function readoutRows(view, sx, sy, here) {

@@ -17,7 +17,7 @@ const chartsTab = {
     this.grid = el("div.sections");
     host.replaceChildren(this.bar, this.notice, this.grid);
     this.seen = new IntersectionObserver((entries) => {
-      for (const { target, isIntersecting } of entries) if (isIntersecting) this.wake(target.key);
+      for (const { target, isIntersecting } of entries) this.seenNow(target.key, isIntersecting);
     }, { root: host, rootMargin: "300px" });
     this.controls();
     return this.update(new Set(["picked"]));
@@ -154,6 +154,14 @@ const chartsTab = {
     return card.node;
   },
 
+  seenNow(key, inSight) {
+    if (inSight) this.wake(key);
+    const chart = this.cards.get(key)?.chart;
+    if (!chart || chart.hidden === !inSight) return;
+    chart.hidden = !inSight;
+    if (inSight) chart.moved();
+  },
+
   wake(key) {
     const card = this.cards.get(key);
     if (!card || card.chart) return;
@@ -181,7 +189,6 @@ const chartsTab = {
   },
 };
 
-let expanded = null;
 function expand(plan) {
   const chart = expanded = new Chart(plan, { big: true });
   const rows = plan.series ?? plan.groups;
@@ -189,7 +196,11 @@ function expand(plan) {
     rows.length > 60 ? el("li", `and ${rows.length - 60} more`) : null);
   const box = modal(plan.title, chart.node, legend);
   box.classList.add("large");
-  box.addEventListener("close", () => { chart.close(); expanded = null; });
+  box.addEventListener("close", () => {
+    chart.close();
+    expanded = null;
+    for (const one of zoom.charts) one.moved();
+  });
   const sync = () => { if (chart.node.isConnected) chart.setPlan(chart.plan); else listeners.splice(listeners.indexOf(sync), 1); };
   listeners.push(sync);
   chart.stage.focus();

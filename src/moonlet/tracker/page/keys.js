@@ -5,7 +5,7 @@ const KEYS = [
   ["Table", [["j k ↓ ↑", "next and previous run"], ["Space", "tick it"], ["Enter", "open it, or unfold a group"], ["a", "archive it, or what is ticked"], ["Delete", "delete it, or what is ticked"],
     ["z", "undo the last change"], ["Esc", "clear ticks; close what is open"], ["/", "search runs"], ["f", "filter"], ["t", "table over the whole width"]]],
   ["Page", [["1 … 5", "Charts, Compare, Sweep, Rollouts, Run"], ["m", "search charts"], ["s", "smoothing on and off"], ["l", "log x axis"], ["0", "undo the zoom"], ["d", "dark or light"], ["v", "saved views"], ["?", "this list"]]],
-  ["Charts", [["drag", "zoom to it"], ["Shift + drag", "pan"], ["Ctrl + wheel", "zoom at the pointer (large chart: the wheel alone)"], ["two presses", "show everything"], ["press", "hold the readout; its names open runs"], ["← → + −", "pan and zoom the large chart"]]],
+  ["Charts", [["drag", "zoom to it"], ["Shift + drag", "pan"], ["Ctrl + wheel", "zoom at the pointer (large chart: the wheel alone)"], ["two presses", "show everything"], ["press", "hold the readout; its names open runs"], ["← → = -", "pan and zoom the large chart"]]],
 ];
 
 function showKeys() {

@@ -59,14 +59,13 @@ function offlineApi(data) {
       };
       return reply({ config: count("config", (run) => Object.keys(run.config)), summary: count("summary", (run) => Object.keys(run.summary)), series: [], tags: [] });
     },
-    runs({ search = "", sort = "-created", offset = 0, limit = 200, columns = "", ids = null }) {
+    runs({ search = "", sort = "-created", offset = 0, limit = 200, column = [], ids = null }) {
       const words = search.toLowerCase().split(/\s+/).filter(Boolean), field = sort.replace(/^-/, "");
       const found = [...runs.values()].filter((run) => (!ids || ids.includes(run.id)) && words.every((word) => searched(run).includes(word)));
       const absent = (run) => orderKey(fieldOf(run, field))[0] === 2;
       found.sort((a, b) => absent(a) - absent(b) || inOrder(fieldOf(a, field), fieldOf(b, field)) * (sort.startsWith("-") ? -1 : 1));
       const facts = { total: runs.size, matched: found.length, cursor: 0 }, part = found.slice(offset, offset + limit);
-      const names = columns.split(",").filter(Boolean);
-      return reply(names.length ? { ...facts, columns: names, rows: part.map((run) => names.map((one) => fieldOf(run, one) ?? null)) } : { ...facts, runs: part });
+      return reply(column.length ? { ...facts, columns: column, rows: part.map((run) => column.map((one) => fieldOf(run, one) ?? null)) } : { ...facts, runs: part });
     },
     run: (id) => reply(runs.get(id)),
     points(id, name) {

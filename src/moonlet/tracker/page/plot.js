@@ -8,20 +8,22 @@
 
 const NAN_FLAG = 1, PLUS_FLAG = 2, MINUS_FLAG = 4;
 const MARGIN = { top: 10, right: 12, bottom: 24 };
+const STROKE = 16; // segments a path: a long zigzag in one path costs many times as much to fill
 const LEAST_LEFT = 56; // in steps of 8, so that a new tick's text seldom moves the columns
 const FONT = '11px system-ui, -apple-system, "Segoe UI", "Liberation Sans", sans-serif';
-const probe = document.createElement("span");
 
-// Colours of the page's theme as a canvas takes them.
+// Colours of the page's theme as a canvas takes them. Asking costs a layout: they are kept until the theme changes.
+let keptColors = null;
 function themeColors() {
-  document.body.append(probe);
+  if (keptColors) return keptColors;
+  const probe = document.body.appendChild(document.createElement("span"));
   const out = {};
   for (const key of ["paper", "panel", "ink", "soft", "line", "bad", "accent"]) {
     probe.style.color = `var(--${key})`;
     out[key] = getComputedStyle(probe).color;
   }
   probe.remove();
-  return out;
+  return (keptColors = out);
 }
 
 // The place of each pixel column's middle, in units of x.
@@ -71,7 +73,7 @@ function rangeOf(series, header, x0, x1, log) {
 // The frame: where the picture lies in width × height, once the y ticks are known.
 function frameOf(ctx, width, height, y, yKind) {
   ctx.font = FONT;
-  const count = Math.max(2, Math.floor((height - MARGIN.top - MARGIN.bottom) / 34));
+  const count = Math.min(10, Math.max(2, Math.floor((height - MARGIN.top - MARGIN.bottom) / 34)));
   const ticks = ticksOf(y.lo, y.hi, count, yKind ?? "y", y.log);
   const widest = Math.max(...ticks.map(([, text]) => ctx.measureText(text).width), 0);
   return { left: Math.max(LEAST_LEFT, Math.ceil((widest + 12) / 8) * 8), right: width - MARGIN.right, top: MARGIN.top, bottom: height - MARGIN.bottom, ticks };
@@ -155,6 +157,11 @@ function drawRaw(ctx, frame, sx, sy, { x, y }, width) {
       if (!Number.isFinite(y[i + 1])) ctx.lineTo(px, py); // alone between two breaks: a dot
     }
     joined = true;
+    if (i % STROKE === 0) {
+      ctx.stroke();
+      ctx.beginPath();
+      ctx.moveTo(px, py);
+    }
   }
   ctx.stroke();
   if (!dots) return;
@@ -172,6 +179,10 @@ function drawColumns(ctx, frame, sx, sy, series, header, width) {
     if (!Number.isFinite(last[i - 1]) || !Number.isFinite(first[i])) continue;
     ctx.moveTo(sx.at(ends[i - 1]), sy.at(last[i - 1]));
     ctx.lineTo(sx.at(begins[i]), sy.at(first[i]));
+    if (i % STROKE === 0) {
+      ctx.stroke();
+      ctx.beginPath();
+    }
   }
   ctx.stroke();
   for (let i = start; i < stop; i += 1) {

@@ -68,7 +68,7 @@ const sweepTab = {
   },
 
   query(columns, limit) {
-    return { search: state.search, filter: fullFilter(), deleted: state.show === "deleted" ? 1 : 0, columns: ["id", "name", "color", ...columns].join(","), limit };
+    return { search: state.search, filter: fullFilter(), deleted: state.show === "deleted" ? 1 : 0, column: ["id", "name", "color", ...columns], limit };
   },
 
   async load() {
@@ -178,7 +178,7 @@ const sweepTab = {
       ctx.textAlign = "center";
       ctx.textBaseline = "alphabetic";
       ctx.fillStyle = colors.ink;
-      ctx.fillText(clipped(ctx, fieldTitle(field), Math.max(60, (width / this.axes.length) * 0.95)), Math.min(Math.max(x, 40), width - 40), 16);
+      ctx.fillText(clipped(ctx, fieldTitle(field), (width / this.axes.length) * 0.85), Math.min(Math.max(x, 40), width - 40), 16);
       ctx.textAlign = last ? "left" : "right";
       ctx.textBaseline = "middle";
       for (const [tick, label] of scale.ticks) {

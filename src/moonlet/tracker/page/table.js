@@ -48,7 +48,7 @@ const runsTable = {
 
   async load() {
     try {
-      const first = await Promise.all([api.fields(), api.runs(this.query({ columns: "", limit: DRAWN }))]);
+      const first = await Promise.all([api.fields(), api.runs(this.query({ column: [], limit: DRAWN }))]);
       this.fields = first[0];
       for (const run of first[1].runs) records.set(run.id, run);
       if (!state.group.length) setFirstRuns(first[1].runs.map((run) => run.id));
@@ -84,7 +84,7 @@ const runsTable = {
 
   query(more) {
     const fields = !this.columns ? [] : [...BASE, ...this.columns.filter((one) => !BASE.includes(one)), ...state.group.filter((one) => !BASE.includes(one) && !this.columns.includes(one))];
-    return { search: state.search, filter: fullFilter(), sort: state.sort, deleted: state.show === "deleted" ? 1 : 0, columns: fields.join(","), ...more };
+    return { search: state.search, filter: fullFilter(), sort: state.sort, deleted: state.show === "deleted" ? 1 : 0, column: fields, ...more };
   },
 
   // Rows of an answer as runs: {id, name, …, config: {…}, summary: {…}} with the asked fields.
@@ -363,7 +363,7 @@ const runsTable = {
 
   async tickAll(on) {
     if (!on) return setState({ picked: null });
-    const { rows } = await api.runs({ ...this.query({ limit: 20_000 }), columns: "id" });
+    const { rows } = await api.runs(this.query({ limit: 20_000, column: ["id"] }));
     setState({ picked: rows.map(([id]) => id) });
   },
 
