@@ -90,8 +90,8 @@ def micro_batches(batch: Batch, hand: list[tuple[int, int]]) -> list[Batch]:
 
 def compute(model: Model, batches: list[Batch], total: float, objective: Objective) -> tuple[list[Tensor], list[Part]]:
     """Summed gradients of the loss (divided by `total`) over one worker's micro-batches, and what each leaves."""
-    params = list(model.parameters())
-    summed, parts = [torch.zeros_like(p) for p in params], []
+    params, parts = list(model.parameters()), []
+    summed: list[Tensor] = []
     for batch in batches:
         hidden, stats = model.hidden(batch["tokens"], batch["segments"])
         where = target_mask(batch)
@@ -99,9 +99,11 @@ def compute(model: Model, batches: list[Batch], total: float, objective: Objecti
         before[:, :-1] = where[:, 1:]
         loss, extra = objective(model.lm_head(hidden[before]), batch, where)
         loss = loss / total
-        grads = torch.autograd.grad(loss, params, allow_unused=True)
-        used = [(s, g) for s, g in zip(summed, grads) if g is not None]
-        torch._foreach_add_([s for s, _ in used], [g for _, g in used])
+        grads = torch.autograd.grad(loss, params, allow_unused=True, materialize_grads=True)
+        if summed:
+            torch._foreach_add_(summed, grads)
+        else:
+            summed = list(grads)
         parts.append(Part(float(loss.detach()), stats, extra))
     return summed, parts
 

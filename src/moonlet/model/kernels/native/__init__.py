@@ -106,23 +106,26 @@ def usable(*tensors: Tensor | None) -> bool:
 
 def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
     """Address of a contiguous tensor's data; NULL for None."""
-    if tensor is None:
-        return ctypes.c_void_p(None)
-    assert tensor.is_contiguous()
-    return ctypes.c_void_p(tensor.data_ptr())
+    return ctypes.c_void_p(None if tensor is None else address(tensor))
 
 
 def call(name: str, *arguments: Tensor | float | None) -> None:
     """Runs a kernel: tensors (or None) go as addresses of their data, whole numbers as int, others as float."""
-    kernels = library()
-    assert kernels is not None
-    getattr(kernels, name)(*map(argument, arguments))
+    function = getattr(library(), name)
+    if function.argtypes is None:  # so that numbers need no wrapping from the second call on
+        function.restype, function.argtypes = None, [c_type(value) for value in arguments]
+    function(*[address(value) if isinstance(value, Tensor) else value for value in arguments])
 
 
-def argument(value: Tensor | float | None) -> ctypes.c_void_p | ctypes.c_int | ctypes.c_float:
+def c_type(value: Tensor | float | None) -> type:
     if isinstance(value, int):
-        return ctypes.c_int(value)
-    return ctypes.c_float(value) if isinstance(value, float) else pointer(value)
+        return ctypes.c_int
+    return ctypes.c_float if isinstance(value, float) else ctypes.c_void_p
+
+
+def address(tensor: Tensor) -> int:
+    assert tensor.is_contiguous()
+    return tensor.data_ptr()
 
 
 def kernel(name: str, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor | None], *numbers: float) -> None:
