@@ -127,5 +127,5 @@ def conclude(folder: Path, manifest: dict[str, Any], names: list[str]) -> int:
         for line in manifest["stages"]["report"]["headline"]:
             print(line)
         print(f"weights {digest(folder)}, {manifest['seconds']:.0f} s, report {folder}/report/index.html")
-        print(f"\n  moonlet chat {folder}/model\n  moonlet serve {folder}/model")
+        print(f"\n  moonlet chat {folder}/model\n  moonlet serve {folder}/model\n  moonlet board {folder.parent}/")
     return 1 if missed else 0

@@ -33,7 +33,12 @@ function serverApi() {
     let reply;
     try {
       const method = body === undefined ? "GET" : "POST";
-      reply = await fetch(path, { method, headers, signal, body: body === undefined ? undefined : JSON.stringify(body) });
+      reply = await fetch(path, {
+        method,
+        headers,
+        signal,
+        body: body === undefined ? undefined : JSON.stringify(body),
+      });
     } catch (error) {
       if (error.name === "AbortError") throw error;
       throw new Refused(0, "The board does not answer.");
@@ -46,12 +51,17 @@ function serverApi() {
     return binary ? decodeCurves(await reply.arrayBuffer()) : reply.json();
   }
 
-  const query = (given) => Object.entries(given).filter(([, value]) => value !== "" && value !== null && value !== undefined)
-    .flatMap(([key, value]) => (Array.isArray(value) ? value : [value]).map((one) => `${key}=${clean(one)}`)).join("&");
+  const query = (given) =>
+    Object.entries(given)
+      .filter(([, value]) => value !== "" && value !== null && value !== undefined)
+      .flatMap(([key, value]) => (Array.isArray(value) ? value : [value]).map((one) => `${key}=${clean(one)}`))
+      .join("&");
 
   return {
     offline: false,
-    async session() { return (session = await ask("api/session")); },
+    async session() {
+      return (session = await ask("api/session"));
+    },
     changes: (since, wait, signal) => ask(`api/changes?since=${since}&wait=${wait}`, { signal }),
     runs: (given, signal) => ask(`api/runs?${query(given)}`, { signal }),
     fields: () => ask("api/fields"),
@@ -85,10 +95,12 @@ async function recordsOf(ids) {
   const missing = ids.filter((id) => !records.has(id));
   const chunks = [];
   for (let i = 0; i < missing.length; i += ID_CHUNK) chunks.push(missing.slice(i, i + ID_CHUNK));
-  await Promise.all(chunks.map(async (chunk) => {
-    const filter = `id in [${chunk.map((id) => `"${id}"`).join(", ")}]`;
-    const found = await api.runs({ filter, deleted: 1, limit: ID_CHUNK, ids: chunk });
-    for (const run of found.runs) records.set(run.id, run);
-  }));
+  await Promise.all(
+    chunks.map(async (chunk) => {
+      const filter = `id in [${chunk.map((id) => `"${id}"`).join(", ")}]`;
+      const found = await api.runs({ filter, deleted: 1, limit: ID_CHUNK, ids: chunk });
+      for (const run of found.runs) records.set(run.id, run);
+    }),
+  );
   return ids.map((id) => records.get(id)).filter(Boolean);
 }

@@ -1,25 +1,45 @@
 // The page put together: bar, table, tabs; following the board's news.
 "use strict";
 
-const TABS = [["runs", "Runs"], ["charts", "Charts"], ["compare", "Compare"], ["sweep", "Sweep"], ["rollouts", "Rollouts"], ["run", "Run"]];
+const TABS = [
+  ["runs", "Runs"],
+  ["charts", "Charts"],
+  ["compare", "Compare"],
+  ["sweep", "Sweep"],
+  ["rollouts", "Rollouts"],
+  ["run", "Run"],
+];
 const VIEWS = { charts: chartsTab, compare: compareTab, sweep: sweepTab, rollouts: rolloutsTab, run: runTab };
 const NEWS_PACE = 1000; // milliseconds between redraws by news
 
 const left = el("aside.runs", { "aria-label": "Runs" });
 const main = el("main.view", { tabIndex: -1 });
-const tabs = el("nav.tabs", { role: "tablist" }, TABS.map(([key, title]) => button(title, () => setState({ tab: key }, true), { role: "tab", "data-tab": key })));
-const root = el("span.root"), pulse = el("span.pulse", { title: "" }, "");
-const split = el("div.split", { role: "separator", "aria-orientation": "vertical", tabIndex: 0, "aria-label": "Width of the table" });
+const tabs = el(
+  "nav.tabs",
+  { role: "tablist" },
+  TABS.map(([key, title]) => button(title, () => setState({ tab: key }, true), { role: "tab", "data-tab": key })),
+);
+const root = el("span.root"),
+  pulse = el("span.pulse", { title: "" }, "");
+const split = el("div.split", {
+  role: "separator",
+  "aria-orientation": "vertical",
+  tabIndex: 0,
+  "aria-label": "Width of the table",
+});
 let view = null;
 
 function applyTheme() {
   const theme = stored("theme");
-  if (theme) document.documentElement.dataset.theme = theme; else delete document.documentElement.dataset.theme;
+  if (theme) document.documentElement.dataset.theme = theme;
+  else delete document.documentElement.dataset.theme;
   repaint();
 }
 
 function dark() {
-  return document.documentElement.dataset.theme ? document.documentElement.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  return document.documentElement.dataset.theme
+    ? document.documentElement.dataset.theme === "dark"
+    : matchMedia("(prefers-color-scheme: dark)").matches;
 }
 
 function switchTheme() {
@@ -37,10 +57,19 @@ function repaint() {
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
 
 function lay() {
-  const top = el("header.top", el("b.brand", "moonlet board"), root, pulse, el("span.grow"),
-    button("Views", (event) => viewsMenu(event.currentTarget), { className: "quiet views", title: "Saved views, links (v)" }),
+  const top = el(
+    "header.top",
+    el("b.brand", "moonlet board"),
+    root,
+    pulse,
+    el("span.grow"),
+    button("Views", (event) => viewsMenu(event.currentTarget), {
+      className: "quiet views",
+      title: "Saved views, links (v)",
+    }),
     button("◐", switchTheme, { className: "quiet", title: "Dark or light (d)", "aria-label": "Dark or light" }),
-    button("?", showKeys, { className: "quiet", title: "Keys (?)", "aria-label": "Keys" }));
+    button("?", showKeys, { className: "quiet", title: "Keys (?)", "aria-label": "Keys" }),
+  );
   document.body.append(top, el("div.panes", left, split, el("div.right", tabs, main)));
   const width = Number(stored("width"));
   if (width) document.body.style.setProperty("--left", `${width}px`);
@@ -49,11 +78,20 @@ function lay() {
     document.body.style.setProperty("--left", `${wide}px`);
     store("width", wide);
   };
-  split.addEventListener("pointerdown", (event) => { event.preventDefault(); split.setPointerCapture(event.pointerId); });
-  split.addEventListener("pointermove", (event) => { if (split.hasPointerCapture(event.pointerId)) resize(event.clientX); });
+  split.addEventListener("pointerdown", (event) => {
+    event.preventDefault();
+    split.setPointerCapture(event.pointerId);
+  });
+  split.addEventListener("pointermove", (event) => {
+    if (split.hasPointerCapture(event.pointerId)) resize(event.clientX);
+  });
   split.addEventListener("keydown", (event) => {
     const by = { ArrowLeft: -24, ArrowRight: 24 }[event.key];
-    if (by) { event.preventDefault(); event.stopPropagation(); resize(left.offsetWidth + by); }
+    if (by) {
+      event.preventDefault();
+      event.stopPropagation();
+      resize(left.offsetWidth + by);
+    }
   });
   runsTable.show(left);
 }
@@ -87,7 +125,8 @@ async function onChanges({ runs, removed }) {
   if (view === chartsTab && drawnIds().some((id) => ids.has(id))) await chartsTab.update(new Set(["picked"]));
   if (view === chartsTab || expanded) chartsTab.refreshData(ids);
   if (view === runTab && ids.has(runTab.id)) await runTab.changed();
-  if ((view === compareTab || view === rolloutsTab) && drawnIds().some((id) => ids.has(id))) await view.update(new Set([view === compareTab ? "picked" : "data"]));
+  if ((view === compareTab || view === rolloutsTab) && drawnIds().some((id) => ids.has(id)))
+    await view.update(new Set([view === compareTab ? "picked" : "data"]));
   if (view === sweepTab && !sweepTab.brushed) await sweepTab.update(new Set(["data"]));
 }
 
@@ -110,7 +149,10 @@ async function followNews(cursor) {
       showPulse("lost", error.status === 401 ? "token needed" : "not connected");
       await new Promise((go) => setTimeout(go, Math.min(1000 * tries, 10_000)));
       const session = await api.session().catch(() => null);
-      if (session) { cursor = 0; records.clear(); }
+      if (session) {
+        cursor = 0;
+        records.clear();
+      }
     }
     await new Promise((go) => setTimeout(go, NEWS_PACE));
   }

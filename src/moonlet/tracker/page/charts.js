@@ -16,9 +16,12 @@ const chartsTab = {
     this.notice = el("p.notice");
     this.grid = el("div.sections");
     host.replaceChildren(this.bar, this.notice, this.grid);
-    this.seen = new IntersectionObserver((entries) => {
-      for (const { target, isIntersecting } of entries) this.seenNow(target.key, isIntersecting);
-    }, { root: host, rootMargin: "300px" });
+    this.seen = new IntersectionObserver(
+      (entries) => {
+        for (const { target, isIntersecting } of entries) this.seenNow(target.key, isIntersecting);
+      },
+      { root: host, rootMargin: "300px" },
+    );
     this.controls();
     return this.update(new Set(["picked"]));
   },
@@ -30,28 +33,87 @@ const chartsTab = {
   },
 
   controls() {
-    const search = el("input", { type: "search", placeholder: "Search charts", value: state.metrics, "aria-label": "Search charts",
-      oninput: delayed(() => setState({ metrics: search.value }), 120) });
+    const search = el("input", {
+      type: "search",
+      placeholder: "Search charts",
+      value: state.metrics,
+      "aria-label": "Search charts",
+      oninput: delayed(() => setState({ metrics: search.value }), 120),
+    });
     this.axis = el("span");
-    const smooth = el("input", { type: "range", min: 0, max: 0.999, step: 0.001, value: state.smooth, title: "Smoothing, over the raw points",
-      "aria-label": "Smoothing", oninput: paced(() => setState({ smooth: Math.min(Number(smooth.value), 0.999) }), 60) });
+    const smooth = el("input", {
+      type: "range",
+      min: 0,
+      max: 0.999,
+      step: 0.001,
+      value: state.smooth,
+      title: "Smoothing, over the raw points",
+      "aria-label": "Smoothing",
+      oninput: paced(() => setState({ smooth: Math.min(Number(smooth.value), 0.999) }), 60),
+    });
     this.smoothText = el("output", "");
-    this.bar.replaceChildren(search, this.axis,
-      el("label.check", {}, el("input", { type: "checkbox", checked: state.xlog, onchange: (event) => setState({ xlog: event.target.checked, x0: null, x1: null }) }), "log x"),
+    this.bar.replaceChildren(
+      search,
+      this.axis,
+      el(
+        "label.check",
+        {},
+        el("input", {
+          type: "checkbox",
+          checked: state.xlog,
+          onchange: (event) => setState({ xlog: event.target.checked, x0: null, x1: null }),
+        }),
+        "log x",
+      ),
       el("label.slide", {}, "smooth", smooth, this.smoothText),
-      this.band = el("span"),
-      choice([["0", "small"], ["1", "medium"], ["2", "large"]], String(state.size), (value) => setState({ size: Number(value) }), { title: "Size of the charts", "aria-label": "Size of the charts" }),
+      (this.band = el("span")),
+      choice(
+        [
+          ["0", "small"],
+          ["1", "medium"],
+          ["2", "large"],
+        ],
+        String(state.size),
+        (value) => setState({ size: Number(value) }),
+        { title: "Size of the charts", "aria-label": "Size of the charts" },
+      ),
       button("New chart", (event) => this.newChart(event.target), { title: "A chart of several series" }),
-      this.resetTool = button("Show all", () => setZoom(null, null), { title: "Undo the zoom (double click)" }));
+      (this.resetTool = button("Show all", () => setZoom(null, null), { title: "Undo the zoom (double click)" })),
+    );
   },
 
   axisChoice(names) {
     const likely = names.filter((one) => /token|flop|epoch|example|sample/i.test(one));
-    const options = ["step", "time", "relative", ...likely, ...(["step", "time", "relative", ...likely].includes(state.x) ? [] : [state.x])];
-    this.axis.replaceChildren(el("label", {}, "x ", choice([...options, ["", "other series…"]], state.x, (value) => {
-      if (value) setState({ x: value, x0: null, x1: null });
-      else pickFields(this.axis, names, [state.x], (picked) => setState({ x: picked.at(-1) ?? "step", x0: null, x1: null }), true);
-    }, { "aria-label": "x axis" })));
+    const options = [
+      "step",
+      "time",
+      "relative",
+      ...likely,
+      ...(["step", "time", "relative", ...likely].includes(state.x) ? [] : [state.x]),
+    ];
+    this.axis.replaceChildren(
+      el(
+        "label",
+        {},
+        "x ",
+        choice(
+          [...options, ["", "other series…"]],
+          state.x,
+          (value) => {
+            if (value) setState({ x: value, x0: null, x1: null });
+            else
+              pickFields(
+                this.axis,
+                names,
+                [state.x],
+                (picked) => setState({ x: picked.at(-1) ?? "step", x0: null, x1: null }),
+                true,
+              );
+          },
+          { "aria-label": "x axis" },
+        ),
+      ),
+    );
   },
 
   async update(changed) {
@@ -59,9 +121,32 @@ const chartsTab = {
     this.resetTool.hidden = state.x0 === null;
     if (changed.has("wide") || (changed.has("tab") && changed.size === 1)) return;
     this.smoothText.textContent = state.smooth ? state.smooth.toFixed(state.smooth > 0.99 ? 3 : 2) : "off";
-    this.band.replaceChildren(...(state.group.length ? [choice([["mean", "mean"], ["median", "median"]], state.stat === "median" ? "median" : "mean", (value) => setState({ stat: value }), { "aria-label": "Line of a group" }),
-      choice([["minmax", "min to max"], ["quartiles", "quartiles"], ["std", "± std"]], state.band, (value) => setState({ band: value }), { "aria-label": "Band of a group" })] : []));
-    const turn = this.turn = {};
+    this.band.replaceChildren(
+      ...(state.group.length
+        ? [
+            choice(
+              [
+                ["mean", "mean"],
+                ["median", "median"],
+              ],
+              state.stat === "median" ? "median" : "mean",
+              (value) => setState({ stat: value }),
+              { "aria-label": "Line of a group" },
+            ),
+            choice(
+              [
+                ["minmax", "min to max"],
+                ["quartiles", "quartiles"],
+                ["std", "± std"],
+              ],
+              state.band,
+              (value) => setState({ band: value }),
+              { "aria-label": "Band of a group" },
+            ),
+          ]
+        : []),
+    );
+    const turn = (this.turn = {});
     const ids = drawnIds();
     const groups = state.group.length ? runsTable.chartGroups() : null;
     const runs = await recordsOf(groups ? groups.flatMap((group) => group.runs.slice(0, 1)) : ids);
@@ -73,10 +158,17 @@ const chartsTab = {
   },
 
   noticeText(runs, groups) {
-    if (!runs.length) return state.picked?.length === 0 ? "No run is ticked: tick some in the table." : runsTable.total === 0 ? "No run yet. Log with moonlet.tracker.Run below this folder; it appears here by itself." : "No run matches.";
-    const picked = groups ? groups.total : state.picked?.length ?? 0;
+    if (!runs.length)
+      return state.picked?.length === 0
+        ? "No run is ticked: tick some in the table."
+        : runsTable.total === 0
+          ? "No run yet. Log with moonlet.tracker.Run below this folder; it appears here by itself."
+          : "No run matches.";
+    const picked = groups ? groups.total : (state.picked?.length ?? 0);
     const most = groups ? groups.length : DRAWN_MOST;
-    return picked > most ? `Drawn are the first ${most} of ${picked.toLocaleString("en")} ${groups ? "groups" : "ticked runs"}.` : "";
+    return picked > most
+      ? `Drawn are the first ${most} of ${picked.toLocaleString("en")} ${groups ? "groups" : "ticked runs"}.`
+      : "";
   },
 
   plans(names, runs, groups) {
@@ -86,34 +178,60 @@ const chartsTab = {
       const plan = { title, name: series[0], own, key: `${own ?? ""}:${title}` };
       if (groups) return { ...plan, groups };
       const label = (run, one) => (series.length > 1 ? `${run.name} · ${one}` : run.name);
-      const one = (run, metric, k) => ({ run: run.id, name: metric, color: colors.get(run.id), label: label(run, metric), dash: dashes[k % 4] });
+      const one = (run, metric, k) => ({
+        run: run.id,
+        name: metric,
+        color: colors.get(run.id),
+        label: label(run, metric),
+        dash: dashes[k % 4],
+      });
       return { ...plan, series: series.flatMap((metric, k) => runs.map((run) => one(run, metric, k))) };
     };
     const words = matcher(state.metrics);
     const sections = new Map();
     if (state.charts.length) {
-      sections.set("own charts", state.charts.map((series, i) => {
-        const plan = planOf(series.join(", "), series, i + 1);
-        plan.menu = [["Remove this chart", () => setState({ charts: state.charts.filter((_, k) => k !== i) })]];
-        return plan;
-      }));
+      sections.set(
+        "own charts",
+        state.charts.map((series, i) => {
+          const plan = planOf(series.join(", "), series, i + 1);
+          plan.menu = [["Remove this chart", () => setState({ charts: state.charts.filter((_, k) => k !== i) })]];
+          return plan;
+        }),
+      );
     }
     for (const one of names.filter(words)) {
-      const slash = one.indexOf("/"), section = slash > 0 ? one.slice(0, slash) : OTHER;
+      const slash = one.indexOf("/"),
+        section = slash > 0 ? one.slice(0, slash) : OTHER;
       if (!sections.has(section)) sections.set(section, []);
-      sections.get(section).push({ title: one, make: () => ({ ...planOf(one, [one]), menu: [["Copy to a chart of its own", () => setState({ charts: [...state.charts, [one]] })]] }) });
+      sections.get(section).push({
+        title: one,
+        make: () => ({
+          ...planOf(one, [one]),
+          menu: [["Copy to a chart of its own", () => setState({ charts: [...state.charts, [one]] })]],
+        }),
+      });
     }
     return sections;
   },
 
   // Sections and cards, keeping what is there.
   lay(sections) {
-    const nodes = [], kept = new Set();
+    const nodes = [],
+      kept = new Set();
     for (const [section, plans] of sections) {
       const open = !state.closed.includes(section);
-      const head = el("button.head", { type: "button", "aria-expanded": open,
-        onclick: () => setState({ closed: open ? [...state.closed, section] : state.closed.filter((one) => one !== section) }) },
-        el("span.arrow", open ? "▾" : "▸"), section, el("small", String(plans.length)));
+      const head = el(
+        "button.head",
+        {
+          type: "button",
+          "aria-expanded": open,
+          onclick: () =>
+            setState({ closed: open ? [...state.closed, section] : state.closed.filter((one) => one !== section) }),
+        },
+        el("span.arrow", open ? "▾" : "▸"),
+        section,
+        el("small", String(plans.length)),
+      );
       const grid = el(`div.grid.size${state.size}`);
       const count = this.more.get(section) ?? PART;
       for (const given of open ? plans.slice(0, count) : []) {
@@ -122,10 +240,19 @@ const chartsTab = {
         grid.append(this.card(plan));
       }
       const rest = open ? plans.length - count : 0;
-      nodes.push(el("section", {}, head, grid, rest > 0 && button(`Show ${Math.min(rest, PART)} more of ${rest}`, () => {
-        this.more.set(section, count + PART);
-        this.update(new Set(["metrics"]));
-      })));
+      nodes.push(
+        el(
+          "section",
+          {},
+          head,
+          grid,
+          rest > 0 &&
+            button(`Show ${Math.min(rest, PART)} more of ${rest}`, () => {
+              this.more.set(section, count + PART);
+              this.update(new Set(["metrics"]));
+            }),
+        ),
+      );
     }
     const scroll = this.host.scrollTop;
     this.grid.replaceChildren(...nodes);
@@ -165,7 +292,11 @@ const chartsTab = {
   wake(key) {
     const card = this.cards.get(key);
     if (!card || card.chart) return;
-    const grow = button("⤢", () => expand(card.plan), { className: "quiet", title: "Large", "aria-label": `Enlarge ${card.plan.title}` });
+    const grow = button("⤢", () => expand(card.plan), {
+      className: "quiet",
+      title: "Large",
+      "aria-label": `Enlarge ${card.plan.title}`,
+    });
     card.chart = new Chart(card.plan, { tools: [grow] });
     card.node.replaceChildren(card.chart.node);
     card.chart.refresh();
@@ -190,10 +321,13 @@ const chartsTab = {
 };
 
 function expand(plan) {
-  const chart = expanded = new Chart(plan, { big: true });
+  const chart = (expanded = new Chart(plan, { big: true }));
   const rows = plan.series ?? plan.groups;
-  const legend = el("ul.legend", rows.slice(0, 60).map(({ label, color }) => el("li", {}, el("i", { style: { background: color } }), label)),
-    rows.length > 60 ? el("li", `and ${rows.length - 60} more`) : null);
+  const legend = el(
+    "ul.legend",
+    rows.slice(0, 60).map(({ label, color }) => el("li", {}, el("i", { style: { background: color } }), label)),
+    rows.length > 60 ? el("li", `and ${rows.length - 60} more`) : null,
+  );
   const box = modal(plan.title, chart.node, legend);
   box.classList.add("large");
   box.addEventListener("close", () => {
@@ -201,40 +335,10 @@ function expand(plan) {
     expanded = null;
     for (const one of zoom.charts) one.moved();
   });
-  const sync = () => { if (chart.node.isConnected) chart.setPlan(chart.plan); else listeners.splice(listeners.indexOf(sync), 1); };
+  const sync = () => {
+    if (chart.node.isConnected) chart.setPlan(chart.plan);
+    else listeners.splice(listeners.indexOf(sync), 1);
+  };
   listeners.push(sync);
   chart.stage.focus();
-}
-
-// Names of the series of some runs: what is a number in a summary.
-function seriesNames(runs) {
-  const found = new Set();
-  for (const run of runs) for (const [key, value] of Object.entries(run.summary)) if (asNumber(value) !== null) found.add(key);
-  const rank = (one) => (one.startsWith("system/") ? 2 : one.includes("/") ? 0 : 1);
-  return [...found].sort((a, b) => rank(a) - rank(b) || (a < b ? -1 : 1));
-}
-
-// A test for names: a regular expression, or as plain text where it is none.
-function matcher(words) {
-  if (!words.trim()) return () => true;
-  try {
-    const pattern = new RegExp(words, "i");
-    return (one) => pattern.test(one);
-  } catch {
-    return (one) => one.toLowerCase().includes(words.toLowerCase());
-  }
-}
-
-// Choose some of many names, with a search.
-function pickFields(anchor, names, chosen, done, single = false) {
-  const picked = new Set(chosen);
-  const list = el("div.choices");
-  const fill = () => list.replaceChildren(...names.filter(matcher(search.value)).slice(0, 300).map((one) => el("label.check", {},
-    el("input", { type: single ? "radio" : "checkbox", name: "field", checked: picked.has(one), onchange: (event) => {
-      if (single) picked.clear();
-      event.target.checked ? picked.add(one) : picked.delete(one);
-    } }), one)));
-  const search = el("input", { type: "search", placeholder: "Search", oninput: fill, "aria-label": "Search names" });
-  fill();
-  popover(anchor, search, list, el("div.buttons", button("Done", () => { closePopover(); if (picked.size) done([...picked]); }, { className: "main" })));
 }

@@ -8,16 +8,29 @@ const TITLES = { last_step: "step", created: "created", updated: "updated" };
 // The columns in sight. Unless they were chosen: what most runs have, losses and rewards first.
 function columnsInSight(fields, varying = new Set()) {
   if (state.columns) return state.columns;
-  const most = (list, count, likely) => [...list].filter(({ name: one }) => !one.startsWith("system/"))
-    .sort((a, b) => likely(b.name) - likely(a.name) || b.runs - a.runs || (a.name < b.name ? -1 : 1)).slice(0, count).map(({ name: one }) => one);
+  const most = (list, count, likely) =>
+    [...list]
+      .filter(({ name: one }) => !one.startsWith("system/"))
+      .sort((a, b) => likely(b.name) - likely(a.name) || b.runs - a.runs || (a.name < b.name ? -1 : 1))
+      .slice(0, count)
+      .map(({ name: one }) => one);
   const good = (one) => (/loss|reward|accuracy|score|bits/i.test(one) ? 1 : 0) + (/val|eval|test/i.test(one) ? 0.5 : 0);
-  const knob = (one) => (varying.has(one) ? 2 : 0) + (/(^|\.)(lr|learning_rate|seed|batch_size|size|width|depth|layers)$/i.test(one) ? 1 : 0);
-  return [...most(fields.summary, 2, good).map((one) => `summary.${one}`), "last_step",
-    ...most(fields.config, 3, knob).map((one) => `config.${one}`), "created", "tags"];
+  const knob = (one) =>
+    (varying.has(one) ? 2 : 0) +
+    (/(^|\.)(lr|learning_rate|seed|batch_size|size|width|depth|layers)$/i.test(one) ? 1 : 0);
+  return [
+    ...most(fields.summary, 2, good).map((one) => `summary.${one}`),
+    "last_step",
+    ...most(fields.config, 3, knob).map((one) => `config.${one}`),
+    "created",
+    "tags",
+  ];
 }
 
 function columnWidth(column) {
-  return { tags: 150, notes: 200, id: 140, created: 92, updated: 92 }[column] ?? (column.startsWith("config.") ? 96 : 88);
+  return (
+    { tags: 150, notes: 200, id: 140, created: 92, updated: 92 }[column] ?? (column.startsWith("config.") ? 96 : 88)
+  );
 }
 
 function cellText(run, column) {
@@ -45,8 +58,11 @@ function statTitle(stats) {
   if (!stats || !stats.n) return "";
   const real = (value) => number(asNumber(value) ?? NaN, 6);
   const q = stats.quantiles;
-  return `${plural(stats.n, "run")}\nmean ${real(stats.mean)}, std ${real(stats.std)}\nmin ${real(stats.min)}, max ${real(stats.max)}\n` +
-    `quartiles ${real(q["0.25"])}, ${real(q["0.5"])}, ${real(q["0.75"])}`;
+  return (
+    `${plural(stats.n, "run")}\nmean ${real(stats.mean)}, std ${real(stats.std)}\n` +
+    `min ${real(stats.min)}, max ${real(stats.max)}\n` +
+    `quartiles ${real(q["0.25"])}, ${real(q["0.5"])}, ${real(q["0.75"])}`
+  );
 }
 
 // Pick columns or fields to group by.

@@ -8,7 +8,10 @@ function el(spec, props, ...children) {
   const [tag, ...classes] = spec.split(".");
   const node = document.createElement(tag);
   if (classes.length) node.className = classes.join(" ");
-  if (props !== undefined && (props === null || props instanceof Node || typeof props !== "object" || Array.isArray(props))) {
+  if (
+    props !== undefined &&
+    (props === null || props instanceof Node || typeof props !== "object" || Array.isArray(props))
+  ) {
     children.unshift(props);
     props = {};
   }
@@ -30,8 +33,11 @@ function button(text, onclick, props = {}) {
 // A <select>; options are texts or [value, text].
 function choice(options, value, onchange, props = {}) {
   const items = options.map((one) => (Array.isArray(one) ? one : [one, one]));
-  const node = el("select", { onchange: () => onchange(node.value), ...props },
-    items.map(([key, text]) => el("option", { value: key }, text)));
+  const node = el(
+    "select",
+    { onchange: () => onchange(node.value), ...props },
+    items.map(([key, text]) => el("option", { value: key }, text)),
+  );
   node.value = value;
   return node;
 }
@@ -61,15 +67,29 @@ function closePopover() {
   return true;
 }
 
-addEventListener("pointerdown", (event) => {
-  if (popped && !popped.box.contains(event.target) && !popped.anchor.contains(event.target)) closePopover();
-}, true);
+addEventListener(
+  "pointerdown",
+  (event) => {
+    if (popped && !popped.box.contains(event.target) && !popped.anchor.contains(event.target)) closePopover();
+  },
+  true,
+);
 
 // A modal window with a title. Resolves when it is closed.
 function modal(title, ...children) {
-  const box = el("dialog.modal", {}, el("header", el("h2", title),
-    button("Close", () => box.close(), { className: "quiet" })), ...children);
-  box.addEventListener("click", (event) => { if (event.target === box) box.close(); });
+  const box = el(
+    "dialog.modal",
+    {},
+    el(
+      "header",
+      el("h2", title),
+      button("Close", () => box.close(), { className: "quiet" }),
+    ),
+    ...children,
+  );
+  box.addEventListener("click", (event) => {
+    if (event.target === box) box.close();
+  });
   box.addEventListener("close", () => box.remove());
   document.body.append(box);
   box.showModal();
@@ -79,9 +99,17 @@ function modal(title, ...children) {
 // A line at the bottom that goes away; `action` is [text, function].
 function toast(text, action = null, seconds = action ? 12 : 5) {
   const tray = document.querySelector(".toasts") ?? document.body.appendChild(el("div.toasts", { role: "status" }));
-  const line = el("div.toast", {}, el("span", text),
-    action && button(action[0], () => { line.remove(); action[1](); }),
-    button("×", () => line.remove(), { "aria-label": "Dismiss", className: "quiet" }));
+  const line = el(
+    "div.toast",
+    {},
+    el("span", text),
+    action &&
+      button(action[0], () => {
+        line.remove();
+        action[1]();
+      }),
+    button("×", () => line.remove(), { "aria-label": "Dismiss", className: "quiet" }),
+  );
   tray.append(line);
   while (tray.children.length > 4) tray.firstChild.remove();
   setTimeout(() => line.remove(), seconds * 1000);
@@ -104,15 +132,25 @@ async function copyText(text) {
 
 // At most one call every `wait` milliseconds, the last one always made.
 function paced(call, wait) {
-  let timer = 0, last = 0;
+  let timer = 0,
+    last = 0;
   return (...given) => {
     clearTimeout(timer);
     const left = last + wait - performance.now();
-    timer = setTimeout(() => { last = performance.now(); call(...given); }, Math.max(0, left));
+    timer = setTimeout(
+      () => {
+        last = performance.now();
+        call(...given);
+      },
+      Math.max(0, left),
+    );
   };
 }
 
 function delayed(call, wait) {
   let timer = 0;
-  return (...given) => { clearTimeout(timer); timer = setTimeout(() => call(...given), wait); };
+  return (...given) => {
+    clearTimeout(timer);
+    timer = setTimeout(() => call(...given), wait);
+  };
 }

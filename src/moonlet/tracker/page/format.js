@@ -14,14 +14,24 @@ function number(value, digits = 4) {
   if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
   const size = Math.abs(value);
   if (Number.isInteger(value) && size < 1e9) return value.toLocaleString("en").replace("-", "−");
-  const text = size >= 1e6 || size < 1e-4 ? value.toExponential(digits - 1).replace(/\.?0+e/, "e").replace("e+", "e")
-    : Number(value.toPrecision(digits)).toLocaleString("en", { maximumFractionDigits: 20 });
+  const text =
+    size >= 1e6 || size < 1e-4
+      ? value
+          .toExponential(digits - 1)
+          .replace(/\.?0+e/, "e")
+          .replace("e+", "e")
+      : Number(value.toPrecision(digits)).toLocaleString("en", { maximumFractionDigits: 20 });
   return text.replaceAll("-", "−");
 }
 
 function compact(value, digits = 4) {
   const size = Math.abs(value);
-  for (const [unit, mark] of [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]]) {
+  for (const [unit, mark] of [
+    [1e12, "T"],
+    [1e9, "G"],
+    [1e6, "M"],
+    [1e3, "k"],
+  ]) {
     if (size >= unit) return (Number((value / unit).toPrecision(digits)) + mark).replace("-", "−");
   }
   return number(value, digits);
@@ -32,8 +42,11 @@ function shown(value, digits = 4) {
   if (value === null || value === undefined) return "";
   const real = asNumber(value);
   if (real !== null) return number(real, digits);
-  return typeof value === "string" ? value : Array.isArray(value) && value.every((one) => typeof one === "string")
-    ? value.join(", ") : JSON.stringify(value);
+  return typeof value === "string"
+    ? value
+    : Array.isArray(value) && value.every((one) => typeof one === "string")
+      ? value.join(", ")
+      : JSON.stringify(value);
 }
 
 function plural(count, word) {
@@ -41,10 +54,12 @@ function plural(count, word) {
 }
 
 function duration(seconds) {
-  const s = Math.abs(seconds), sign = seconds < 0 ? "−" : "";
+  const s = Math.abs(seconds),
+    sign = seconds < 0 ? "−" : "";
   if (s < 60) return `${sign}${Number(s.toPrecision(3))} s`;
   if (s < 3600) return `${sign}${Math.floor(s / 60)} min${Math.floor(s % 60) ? ` ${Math.floor(s % 60)} s` : ""}`;
-  if (s < 172_800) return `${sign}${Math.floor(s / 3600)} h${Math.floor(s / 60) % 60 ? ` ${Math.floor(s / 60) % 60} min` : ""}`;
+  if (s < 172_800)
+    return `${sign}${Math.floor(s / 3600)} h${Math.floor(s / 60) % 60 ? ` ${Math.floor(s / 60) % 60} min` : ""}`;
   return `${sign}${Number((s / 86_400).toPrecision(3))} d`;
 }
 
@@ -70,7 +85,11 @@ function ago(time) {
   const seconds = Date.now() / 1000 - time;
   if (!time) return "";
   if (seconds < 60) return "now";
-  for (const [unit, mark] of [[86_400, "d"], [3600, "h"], [60, "min"]]) {
+  for (const [unit, mark] of [
+    [86_400, "d"],
+    [3600, "h"],
+    [60, "min"],
+  ]) {
     if (seconds >= unit) return `${Math.floor(seconds / unit)} ${mark} ago`;
   }
   return "";
@@ -95,6 +114,7 @@ function orderKey(value) {
 }
 
 function inOrder(a, b) {
-  const [kind, left] = orderKey(a), [other, right] = orderKey(b);
+  const [kind, left] = orderKey(a),
+    [other, right] = orderKey(b);
   return kind - other || (left < right ? -1 : left > right ? 1 : 0);
 }

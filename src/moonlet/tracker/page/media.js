@@ -7,10 +7,25 @@ const ANSI = /\u001b\[[0-9;?]*[ -/]*[@-~]/g; // colour codes of terminals
 // One block for each name of a kind.
 function mediaBlocks(run, kind, block) {
   const names = run.media.filter((one) => one.kind === kind);
-  if (!names.length) return [el("p.notice", `This run logged no ${kind === "image" ? "images" : kind === "text" ? "text" : `${kind}s`}.`)];
+  if (!names.length)
+    return [
+      el("p.notice", `This run logged no ${kind === "image" ? "images" : kind === "text" ? "text" : `${kind}s`}.`),
+    ];
   return names.map((one) => {
     const body = el("div");
-    const node = el("section.block", el("h3", one.name || "unnamed", el("small", ` ${one.count.toLocaleString("en")}${one.last_step === null ? "" : `, to step ${one.last_step.toLocaleString("en")}`}`)), body);
+    const node = el(
+      "section.block",
+      el(
+        "h3",
+        one.name || "unnamed",
+        el(
+          "small",
+          ` ${one.count.toLocaleString("en")}`,
+          one.last_step === null ? "" : `, to step ${one.last_step.toLocaleString("en")}`,
+        ),
+      ),
+      body,
+    );
     block(run, one, body).catch((error) => body.append(el("p.error", error.message)));
     return node;
   });
@@ -36,7 +51,9 @@ function stepOf(entry) {
 }
 
 function textBlock(run, media, body) {
-  return paged(run, media, body, (entry) => el("article.text", el("small", `${stepOf(entry)} · ${when(entry.time)}`), el("pre", shown(entry.data?.text))));
+  return paged(run, media, body, (entry) =>
+    el("article.text", el("small", `${stepOf(entry)} · ${when(entry.time)}`), el("pre", shown(entry.data?.text))),
+  );
 }
 
 function imageBlock(run, media, body) {
@@ -47,18 +64,41 @@ function imageBlock(run, media, body) {
     const image = el("img", { src, alt: caption, loading: "lazy" });
     image.addEventListener("error", () => image.replaceWith(el("span.soft", "not a picture that can be shown")));
     const large = () => modal(media.name || "image", el("img.large", { src, alt: caption }), el("p.soft", caption));
-    return el("figure.image", el("button", { type: "button", onclick: large, "aria-label": `Enlarge ${caption}` }, image), el("figcaption", caption));
+    return el(
+      "figure.image",
+      el("button", { type: "button", onclick: large, "aria-label": `Enlarge ${caption}` }, image),
+      el("figcaption", caption),
+    );
   });
 }
 
 function tableBlock(run, media, body) {
   return paged(run, media, body, (entry) => {
-    const columns = (entry.data?.columns ?? []).map((one) => shown(one)), rows = entry.data?.rows ?? [];
-    let sorted = rows, by = null, count = 200;
+    const columns = (entry.data?.columns ?? []).map((one) => shown(one)),
+      rows = entry.data?.rows ?? [];
+    let sorted = rows,
+      by = null,
+      count = 200;
     const tbody = el("tbody");
-    const more = button("Show all rows", () => { count = Infinity; fill(); }, { hidden: rows.length <= count });
+    const more = button(
+      "Show all rows",
+      () => {
+        count = Infinity;
+        fill();
+      },
+      { hidden: rows.length <= count },
+    );
     const fill = () => {
-      tbody.replaceChildren(...sorted.slice(0, count).map((row) => el("tr", (Array.isArray(row) ? row : []).map((value) => el(asNumber(value) === null ? "td" : "td.number", { title: shown(value, 12) }, shown(value, 6))))));
+      tbody.replaceChildren(
+        ...sorted.slice(0, count).map((row) =>
+          el(
+            "tr",
+            (Array.isArray(row) ? row : []).map((value) =>
+              el(asNumber(value) === null ? "td" : "td.number", { title: shown(value, 12) }, shown(value, 6)),
+            ),
+          ),
+        ),
+      );
       more.hidden = rows.length <= count;
     };
     const order = (i) => () => {
@@ -68,24 +108,52 @@ function tableBlock(run, media, body) {
       fill();
     };
     fill();
-    return el("article", el("small", `${stepOf(entry)} · ${plural(rows.length, "row")}`), el("div.across", el("table.data", el("thead", el("tr", columns.map((one, i) => el("th", button(one, order(i), { className: "link", title: "Sort" }))))), tbody)), more);
+    return el(
+      "article",
+      el("small", `${stepOf(entry)} · ${plural(rows.length, "row")}`),
+      el(
+        "div.across",
+        el(
+          "table.data",
+          el(
+            "thead",
+            el(
+              "tr",
+              columns.map((one, i) => el("th", button(one, order(i), { className: "link", title: "Sort" }))),
+            ),
+          ),
+          tbody,
+        ),
+      ),
+      more,
+    );
   });
 }
 
 // Histograms over time as one picture: x is the step, y the value, dark where many values lie.
 async function histogramBlock(run, media, body) {
   const data = await api.histograms(run.id, media.name);
-  const canvas = el("canvas"), over = el("canvas.over"), readout = el("div.readout", { hidden: true });
+  const canvas = el("canvas"),
+    over = el("canvas.over"),
+    readout = el("div.readout", { hidden: true });
   const stage = el("div.stage.heat", canvas, over, readout);
   body.append(stage);
   const all = data.edges.flat().map(asNumber).filter(Number.isFinite);
-  const [lo, hi] = roomy(all.reduce((a, b) => Math.min(a, b), Infinity), all.reduce((a, b) => Math.max(a, b), -Infinity), false);
+  const [lo, hi] = roomy(
+    all.reduce((a, b) => Math.min(a, b), Infinity),
+    all.reduce((a, b) => Math.max(a, b), -Infinity),
+    false,
+  );
   const steps = data.step.map((step, i) => step ?? i);
-  let sx = null, sy = null, frame = null;
+  let sx = null,
+    sy = null,
+    frame = null;
   const draw = () => {
-    const width = stage.clientWidth, height = stage.clientHeight;
+    const width = stage.clientWidth,
+      height = stage.clientHeight;
     if (!width) return;
-    const ctx = fitted(canvas, width, height), colors = themeColors();
+    const ctx = fitted(canvas, width, height),
+      colors = themeColors();
     frame = frameOf(ctx, width, height, { lo, hi, log: false });
     const ends = steps.length > 1 ? [steps[0], steps.at(-1)] : [steps[0] - 1, steps[0] + 1];
     const half = (ends[1] - ends[0]) / Math.max(steps.length - 1, 1) / 2;
@@ -107,39 +175,62 @@ async function histogramBlock(run, media, body) {
   };
   stage.addEventListener("pointermove", (event) => {
     if (!sx) return;
-    const box = stage.getBoundingClientRect(), x = event.clientX - box.left, y = event.clientY - box.top;
+    const box = stage.getBoundingClientRect(),
+      x = event.clientX - box.left,
+      y = event.clientY - box.top;
     const want = sx.back(x);
     const i = steps.reduce((best, step, k) => (Math.abs(step - want) < Math.abs(steps[best] - want) ? k : best), 0);
-    const edges = data.edges[i].map(asNumber), value = sy.back(y);
+    const edges = data.edges[i].map(asNumber),
+      value = sy.back(y);
     const bin = edges.findIndex((edge, k) => k + 1 < edges.length && value >= edge && value < edges[k + 1]);
-    const ctx = fitted(over, stage.clientWidth, stage.clientHeight), colors = themeColors();
+    const ctx = fitted(over, stage.clientWidth, stage.clientHeight),
+      colors = themeColors();
     const most = Math.max(...data.counts[i], 1);
     ctx.fillStyle = colors.ink;
     ctx.globalAlpha = 0.5;
-    data.counts[i].forEach((count, k) => { // the one under the pointer, as bars from its step
-      const top = sy.at(edges[k + 1]), wide = (count / most) * 90, left = sx.at(steps[i]);
+    data.counts[i].forEach((count, k) => {
+      // the one under the pointer, as bars from its step
+      const top = sy.at(edges[k + 1]),
+        wide = (count / most) * 90,
+        left = sx.at(steps[i]);
       ctx.fillRect(left > frame.right - 90 ? left - wide : left, top, wide, Math.max(sy.at(edges[k]) - top - 0.5, 0.5));
     });
-    readout.replaceChildren(el("div.at", `step ${steps[i].toLocaleString("en")}`), el("div.row", bin < 0 ? "outside its bins" : `${number(edges[bin])} … ${number(edges[bin + 1])}: ${number(data.counts[i][bin])}`));
+    readout.replaceChildren(
+      el("div.at", `step ${steps[i].toLocaleString("en")}`),
+      el(
+        "div.row",
+        bin < 0
+          ? "outside its bins"
+          : `${number(edges[bin])} … ${number(edges[bin + 1])}: ${number(data.counts[i][bin])}`,
+      ),
+    );
     readout.hidden = false;
     readout.style.left = x > box.width / 2 ? "" : `${x + 14}px`;
     readout.style.right = x > box.width / 2 ? `${box.width - x + 14}px` : "";
   });
-  stage.addEventListener("pointerleave", () => { readout.hidden = true; fitted(over, stage.clientWidth, stage.clientHeight); });
+  stage.addEventListener("pointerleave", () => {
+    readout.hidden = true;
+    fitted(over, stage.clientWidth, stage.clientHeight);
+  });
   new ResizeObserver(draw).observe(stage);
 }
 
 // Counts a cell of 2 × 2 pixels, each bin spread evenly over the cells it covers, each step over its columns.
 function densities(data, steps, half, sx, sy, frame) {
-  const width = Math.ceil((frame.right - frame.left) / 2), height = Math.ceil((frame.bottom - frame.top) / 2);
-  const grid = new Float64Array(width * height), many = new Float64Array(width);
+  const width = Math.ceil((frame.right - frame.left) / 2),
+    height = Math.ceil((frame.bottom - frame.top) / 2);
+  const grid = new Float64Array(width * height),
+    many = new Float64Array(width);
   steps.forEach((step, i) => {
-    const from = Math.max(0, Math.floor((sx.at(step - half) - frame.left) / 2)), to = Math.min(width, Math.max(from + 1, Math.floor((sx.at(step + half) - frame.left) / 2)));
+    const from = Math.max(0, Math.floor((sx.at(step - half) - frame.left) / 2)),
+      to = Math.min(width, Math.max(from + 1, Math.floor((sx.at(step + half) - frame.left) / 2)));
     const column = new Float64Array(height);
     data.counts[i].forEach((count, k) => {
-      const low = asNumber(data.edges[i][k]), high = asNumber(data.edges[i][k + 1]);
+      const low = asNumber(data.edges[i][k]),
+        high = asNumber(data.edges[i][k + 1]);
       if (!(count > 0) || !Number.isFinite(low) || !Number.isFinite(high)) return;
-      const top = (sy.at(high) - frame.top) / 2, bottom = Math.max((sy.at(low) - frame.top) / 2, top + 1e-3);
+      const top = (sy.at(high) - frame.top) / 2,
+        bottom = Math.max((sy.at(low) - frame.top) / 2, top + 1e-3);
       for (let y = Math.max(0, Math.floor(top)); y < Math.min(height, bottom); y += 1) {
         column[y] += (count * (Math.min(y + 1, bottom) - Math.max(y, top))) / (bottom - top);
       }
@@ -161,12 +252,18 @@ const consoleLog = {
     this.after = -1;
     this.tail = "";
     this.view = el("div.console", { tabIndex: 0, "aria-label": "Console" });
-    const search = el("input", { type: "search", placeholder: "Search lines", "aria-label": "Search lines", oninput: delayed(() => this.search(search.value), 150) });
-    body.replaceChildren(el("div.bar", search, this.count = el("span.soft")), this.view);
+    const search = el("input", {
+      type: "search",
+      placeholder: "Search lines",
+      "aria-label": "Search lines",
+      oninput: delayed(() => this.search(search.value), 150),
+    });
+    body.replaceChildren(el("div.bar", search, (this.count = el("span.soft"))), this.view);
     this.lines = [];
     await this.more();
     this.view.scrollTop = this.view.scrollHeight;
-    if (!this.lines.length) this.view.append(el("p.notice", "Nothing was kept: run.watch(console=True) keeps what Python prints."));
+    if (!this.lines.length)
+      this.view.append(el("p.notice", "Nothing was kept: run.watch(console=True) keeps what Python prints."));
   },
 
   async more() {
@@ -185,8 +282,13 @@ const consoleLog = {
     if (!this.lines.length) this.view.replaceChildren();
     for (const { data } of entries) {
       const words = String(data?.text ?? "").replace(ANSI, "");
-      const lines = words.replace(/\r\n/g, "\n").replace(/\n$/, "").split("\n").map((line) => line.slice(line.lastIndexOf("\r", line.length - 2) + 1).replace(/\r$/, ""));
-      const last = this.lines.at(-1), loud = data?.stream === "stderr";
+      const lines = words
+        .replace(/\r\n/g, "\n")
+        .replace(/\n$/, "")
+        .split("\n")
+        .map((line) => line.slice(line.lastIndexOf("\r", line.length - 2) + 1).replace(/\r$/, ""));
+      const last = this.lines.at(-1),
+        loud = data?.stream === "stderr";
       if (last?.loud === loud && last.lines.length < 200) {
         last.lines.push(...lines);
         last.node.textContent = last.lines.join("\n");
@@ -195,7 +297,10 @@ const consoleLog = {
       this.lines.push({ lines, loud, node: el(loud ? "pre.stderr" : "pre", lines.join("\n")) });
       this.view.append(this.lines.at(-1).node);
     }
-    this.count.textContent = plural(this.lines.reduce((sum, one) => sum + one.lines.length, 0), "line");
+    this.count.textContent = plural(
+      this.lines.reduce((sum, one) => sum + one.lines.length, 0),
+      "line",
+    );
     if (atEnd) this.view.scrollTop = this.view.scrollHeight;
   },
 
@@ -214,7 +319,17 @@ const consoleLog = {
 
 function alertList(run) {
   const alerts = run.alerts.slice().sort((a, b) => b.time - a.time);
-  if (!alerts.length) return el("p.notice", "No alert: run.alert(title, text) makes one, and the board's rules do (docs/tracker.md).");
-  return el("ul.alerts", alerts.map(({ time, data, step }) => el(`li.${["info", "warning", "error"].includes(data?.level) ? data.level : "warning"}`,
-    el("b", shown(data?.title)), el("span", shown(data?.text)), el("small", `${when(time)}${step === null || step === undefined ? "" : ` · step ${step}`}`))));
+  if (!alerts.length)
+    return el("p.notice", "No alert: run.alert(title, text) makes one, and the board's rules do (docs/tracker.md).");
+  return el(
+    "ul.alerts",
+    alerts.map(({ time, data, step }) =>
+      el(
+        `li.${["info", "warning", "error"].includes(data?.level) ? data.level : "warning"}`,
+        el("b", shown(data?.title)),
+        el("span", shown(data?.text)),
+        el("small", `${when(time)}${step === null || step === undefined ? "" : ` · step ${step}`}`),
+      ),
+    ),
+  );
 }

@@ -6,7 +6,9 @@
 // leaves a mark: × for NaN and ▲ at the upper edge, ▼ at the lower one.
 "use strict";
 
-const NAN_FLAG = 1, PLUS_FLAG = 2, MINUS_FLAG = 4;
+const NAN_FLAG = 1,
+  PLUS_FLAG = 2,
+  MINUS_FLAG = 4;
 const MARGIN = { top: 10, right: 12, bottom: 24 };
 const STROKE = 16; // segments a path: a long zigzag in one path costs many times as much to fill
 const LEAST_LEFT = 56; // in steps of 8, so that a new tick's text seldom moves the columns
@@ -45,10 +47,12 @@ function placesOf(series, header) {
 
 // First index whose place is ≥ value.
 function lowerBound(places, value) {
-  let low = 0, high = places.length;
+  let low = 0,
+    high = places.length;
   while (low < high) {
     const middle = (low + high) >> 1;
-    if (places[middle] < value) low = middle + 1; else high = middle;
+    if (places[middle] < value) low = middle + 1;
+    else high = middle;
   }
   return low;
 }
@@ -57,8 +61,10 @@ function lowerBound(places, value) {
 function rangeOf(series, header, x0, x1, log) {
   const places = placesOf(series, header);
   const raw = series.mode === "raw";
-  const lows = raw ? series.y : series.min, highs = raw ? series.y : series.max;
-  let low = Infinity, high = -Infinity;
+  const lows = raw ? series.y : series.min,
+    highs = raw ? series.y : series.max;
+  let low = Infinity,
+    high = -Infinity;
   const half = raw || series.column.length < 1 ? 0 : (header.x1 - header.x0) / header.pixels / 2;
   for (let i = lowerBound(places, x0 - half); i < places.length && places[i] <= x1 + half; i += 1) {
     for (const value of raw ? [lows[i]] : [lows[i], highs[i]]) {
@@ -76,7 +82,13 @@ function frameOf(ctx, width, height, y, yKind) {
   const count = Math.min(10, Math.max(2, Math.floor((height - MARGIN.top - MARGIN.bottom) / 34)));
   const ticks = ticksOf(y.lo, y.hi, count, yKind ?? "y", y.log);
   const widest = Math.max(...ticks.map(([, text]) => ctx.measureText(text).width), 0);
-  return { left: Math.max(LEAST_LEFT, Math.ceil((widest + 12) / 8) * 8), right: width - MARGIN.right, top: MARGIN.top, bottom: height - MARGIN.bottom, ticks };
+  return {
+    left: Math.max(LEAST_LEFT, Math.ceil((widest + 12) / 8) * 8),
+    right: width - MARGIN.right,
+    top: MARGIN.top,
+    bottom: height - MARGIN.bottom,
+    ticks,
+  };
 }
 
 function drawAxes(ctx, frame, sx, sy, kind, colors) {
@@ -103,8 +115,15 @@ function drawAxes(ctx, frame, sx, sy, kind, colors) {
   ctx.lineTo(frame.right, frame.bottom + 0.5);
   let free = -Infinity;
   const room = ctx.measureText(kind).width + 10;
-  for (const [tick, label] of ticksOf(sx.lo, sx.hi, Math.max(2, Math.floor((frame.right - frame.left) / 74)), kind, sx.log)) {
-    const x = sx.at(tick), half = ctx.measureText(label).width / 2;
+  for (const [tick, label] of ticksOf(
+    sx.lo,
+    sx.hi,
+    Math.max(2, Math.floor((frame.right - frame.left) / 74)),
+    kind,
+    sx.log,
+  )) {
+    const x = sx.at(tick),
+      half = ctx.measureText(label).width / 2;
     if (x < frame.left - 1 || x > frame.right + 1) continue;
     ctx.moveTo(Math.round(x) + 0.5, frame.bottom);
     ctx.lineTo(Math.round(x) + 0.5, frame.bottom + 4);
@@ -122,7 +141,8 @@ function drawAxes(ctx, frame, sx, sy, kind, colors) {
 function drawGaps(ctx, frame, sx, gaps, colors) {
   ctx.fillStyle = colors.bad;
   for (const [from, to] of gaps) {
-    const x = Math.max(sx.at(from), frame.left), end = Math.min(sx.at(to), frame.right);
+    const x = Math.max(sx.at(from), frame.left),
+      end = Math.min(sx.at(to), frame.right);
     if (end < frame.left || x > frame.right) continue;
     ctx.globalAlpha = 0.13;
     ctx.fillRect(x, frame.top, Math.max(end - x, 2), frame.bottom - frame.top);
@@ -138,19 +158,25 @@ function drawSeries(ctx, frame, sx, sy, series, header, { color, width, alpha = 
   ctx.lineCap = "round";
   ctx.globalAlpha = alpha;
   ctx.setLineDash(dash);
-  if (series.mode === "raw") drawRaw(ctx, frame, sx, sy, series, width); else drawColumns(ctx, frame, sx, sy, series, header, width);
+  if (series.mode === "raw") drawRaw(ctx, frame, sx, sy, series, width);
+  else drawColumns(ctx, frame, sx, sy, series, header, width);
   ctx.globalAlpha = 1;
   ctx.setLineDash([]);
 }
 
 function drawRaw(ctx, frame, sx, sy, { x, y }, width) {
-  const first = Math.max(lowerBound(x, sx.lo) - 1, 0), stop = Math.min(lowerBound(x, sx.hi) + 2, x.length);
+  const first = Math.max(lowerBound(x, sx.lo) - 1, 0),
+    stop = Math.min(lowerBound(x, sx.hi) + 2, x.length);
   const dots = stop - first < (frame.right - frame.left) / 9;
   ctx.beginPath();
   let joined = false;
   for (let i = first; i < stop; i += 1) {
-    if (!Number.isFinite(y[i])) { joined = false; continue; }
-    const px = sx.at(x[i]), py = sy.at(y[i]);
+    if (!Number.isFinite(y[i])) {
+      joined = false;
+      continue;
+    }
+    const px = sx.at(x[i]),
+      py = sy.at(y[i]);
     if (joined) ctx.lineTo(px, py);
     else {
       ctx.moveTo(px, py);
@@ -166,16 +192,19 @@ function drawRaw(ctx, frame, sx, sy, { x, y }, width) {
   ctx.stroke();
   if (!dots) return;
   for (let i = first; i < stop; i += 1) {
-    if (Number.isFinite(y[i])) ctx.fillRect(sx.at(x[i]) - width - 0.5, sy.at(y[i]) - width - 0.5, 2 * width + 1, 2 * width + 1);
+    if (Number.isFinite(y[i]))
+      ctx.fillRect(sx.at(x[i]) - width - 0.5, sy.at(y[i]) - width - 0.5, 2 * width + 1, 2 * width + 1);
   }
 }
 
 function drawColumns(ctx, frame, sx, sy, series, header, width) {
   const places = columnPlaces(series, header);
   const { min, max, first, last, x_first: begins, x_last: ends } = series;
-  const start = Math.max(lowerBound(places, sx.lo) - 1, 0), stop = Math.min(lowerBound(places, sx.hi) + 1, places.length);
+  const start = Math.max(lowerBound(places, sx.lo) - 1, 0),
+    stop = Math.min(lowerBound(places, sx.hi) + 1, places.length);
   ctx.beginPath();
-  for (let i = start + 1; i < stop; i += 1) { // from each column's last point to the next one's first
+  for (let i = start + 1; i < stop; i += 1) {
+    // from each column's last point to the next one's first
     if (!Number.isFinite(last[i - 1]) || !Number.isFinite(first[i])) continue;
     ctx.moveTo(sx.at(ends[i - 1]), sy.at(last[i - 1]));
     ctx.lineTo(sx.at(begins[i]), sy.at(first[i]));
@@ -187,14 +216,21 @@ function drawColumns(ctx, frame, sx, sy, series, header, width) {
   ctx.stroke();
   for (let i = start; i < stop; i += 1) {
     if (min[i] !== min[i]) continue;
-    const top = sy.at(max[i]), height = sy.at(min[i]) - top;
-    ctx.fillRect(sx.at(places[i]) - width / 2, height < width ? top - width / 2 : top, width, height < width ? width : height);
+    const top = sy.at(max[i]),
+      height = sy.at(min[i]) - top;
+    ctx.fillRect(
+      sx.at(places[i]) - width / 2,
+      height < width ? top - width / 2 : top,
+      width,
+      height < width ? width : height,
+    );
   }
 }
 
 // The average: at each raw point, or at each column's last one.
 function drawSmooth(ctx, sx, sy, series, color, width) {
-  const x = series.mode === "raw" ? series.x : series.x_last, y = series.smooth;
+  const x = series.mode === "raw" ? series.x : series.x_last,
+    y = series.smooth;
   ctx.strokeStyle = color;
   ctx.lineWidth = width;
   ctx.lineJoin = "round";
@@ -202,8 +238,12 @@ function drawSmooth(ctx, sx, sy, series, color, width) {
   let joined = false;
   const stop = Math.min(lowerBound(x, sx.hi) + 2, x.length);
   for (let i = Math.max(lowerBound(x, sx.lo) - 1, 0); i < stop; i += 1) {
-    if (!Number.isFinite(y[i])) { joined = false; continue; }
-    if (joined) ctx.lineTo(sx.at(x[i]), sy.at(y[i])); else ctx.moveTo(sx.at(x[i]), sy.at(y[i]));
+    if (!Number.isFinite(y[i])) {
+      joined = false;
+      continue;
+    }
+    if (joined) ctx.lineTo(sx.at(x[i]), sy.at(y[i]));
+    else ctx.moveTo(sx.at(x[i]), sy.at(y[i]));
     joined = true;
   }
   ctx.stroke();
@@ -211,18 +251,24 @@ function drawSmooth(ctx, sx, sy, series, color, width) {
 
 function drawBand(ctx, sx, sy, low, high, header, color) {
   const raw = low.mode === "raw";
-  const places = placesOf(low, header), lows = raw ? low.y : low.min, highs = raw ? high.y : high.max;
-  const start = Math.max(lowerBound(places, sx.lo) - 1, 0), stop = Math.min(lowerBound(places, sx.hi) + 2, places.length);
+  const places = placesOf(low, header),
+    lows = raw ? low.y : low.min,
+    highs = raw ? high.y : high.max;
+  const start = Math.max(lowerBound(places, sx.lo) - 1, 0),
+    stop = Math.min(lowerBound(places, sx.hi) + 2, places.length);
   ctx.fillStyle = color;
   ctx.globalAlpha = 0.22;
-  if (!raw) { // bars of a column's width: a peak of one column stays as dark as the rest
+  if (!raw) {
+    // bars of a column's width: a peak of one column stays as dark as the rest
     const wide = Math.max(1, (sx.at(header.x1) - sx.at(header.x0)) / header.pixels);
     for (let i = start; i < stop; i += 1) {
-      const top = sy.at(highs[i]), height = sy.at(lows[i]) - top;
+      const top = sy.at(highs[i]),
+        height = sy.at(lows[i]) - top;
       if (height >= 0) ctx.fillRect(sx.at(places[i]) - wide / 2, top, wide, Math.max(height, 1));
     }
   }
-  for (let begin = start; raw && begin < stop; begin += 1) { // one shape for each stretch without a break
+  for (let begin = start; raw && begin < stop; begin += 1) {
+    // one shape for each stretch without a break
     let end = begin;
     while (end < stop && Number.isFinite(lows[end]) && Number.isFinite(highs[end])) end += 1;
     if (end > begin) {
@@ -241,7 +287,8 @@ function drawBand(ctx, sx, sy, low, high, header, color) {
 // Which marks stand where: Map from whole pixel to flags.
 function oddPlaces(series, header, sx) {
   const out = new Map();
-  const raw = series.mode === "raw", places = placesOf(series, header);
+  const raw = series.mode === "raw",
+    places = placesOf(series, header);
   for (let i = lowerBound(places, sx.lo); i < places.length && places[i] <= sx.hi; i += 1) {
     let flags = raw ? 0 : series.flags[i];
     if (raw && !Number.isFinite(series.y[i])) {
@@ -280,11 +327,20 @@ function drawOdd(ctx, frame, odd, colors) {
   }
 }
 
-// view: {width, height, window: [x0, x1], header, lines: [{series, color, band?: [low, high], dash}], y: [lo, hi] or null,
-// kind, xlog, ylog, smooth}. Returns {frame, sx, sy} for whoever places a pointer on it.
+// view: {width, height, window: [x0, x1], header, lines: [{series, color, band?: [low, high], dash}],
+// y: [lo, hi] or null, kind, xlog, ylog, smooth}. Returns {frame, sx, sy} for whoever places a pointer on it.
 function drawPlot(ctx, view, colors) {
-  const { width, height, window: [x0, x1], header, lines, xlog, ylog } = view;
-  let low = Infinity, high = -Infinity;
+  const {
+    width,
+    height,
+    window: [x0, x1],
+    header,
+    lines,
+    xlog,
+    ylog,
+  } = view;
+  let low = Infinity,
+    high = -Infinity;
   for (const { series, band } of view.y ? [] : lines) {
     for (const one of band ? [series, ...band] : [series]) {
       const [a, b] = rangeOf(one, header, x0, x1, ylog);
@@ -296,7 +352,8 @@ function drawPlot(ctx, view, colors) {
   ctx.fillStyle = colors.paper;
   ctx.fillRect(0, 0, width, height);
   const frame = frameOf(ctx, width, height, { lo, hi, log: ylog });
-  const sx = makeScale(x0, x1, frame.left, frame.right, xlog), sy = makeScale(lo, hi, frame.bottom, frame.top, ylog);
+  const sx = makeScale(x0, x1, frame.left, frame.right, xlog),
+    sy = makeScale(lo, hi, frame.bottom, frame.top, ylog);
   drawAxes(ctx, frame, sx, sy, view.kind, colors);
   ctx.save();
   ctx.beginPath();
@@ -306,7 +363,12 @@ function drawPlot(ctx, view, colors) {
   for (const { band, color } of lines) if (band) drawBand(ctx, sx, sy, band[0], band[1], header, color);
   const wide = lines.length > 30 ? 1 : 1.5;
   for (const { series, color, dash } of lines) {
-    drawSeries(ctx, frame, sx, sy, series, header, { color, dash, width: view.smooth ? 1 : wide, alpha: view.smooth ? 0.38 : 1 });
+    drawSeries(ctx, frame, sx, sy, series, header, {
+      color,
+      dash,
+      width: view.smooth ? 1 : wide,
+      alpha: view.smooth ? 0.38 : 1,
+    });
   }
   if (view.smooth) for (const { series, color } of lines) if (series.smooth) drawSmooth(ctx, sx, sy, series, color, 2);
   const odd = new Map();

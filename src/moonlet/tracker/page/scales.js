@@ -8,11 +8,17 @@ function makeScale(lo, hi, from, to, log = false) {
   const [a, b] = log ? [Math.log(lo), Math.log(hi)] : [lo, hi];
   const slope = b > a ? (to - from) / (b - a) : 0;
   const middle = b > a ? from : (from + to) / 2;
-  const low = Math.min(from, to) - FAR, high = Math.max(from, to) + FAR;
+  const low = Math.min(from, to) - FAR,
+    high = Math.max(from, to) + FAR;
   const held = (place) => (place < low ? low : place > high ? high : place);
   return {
-    lo, hi, log, from, to,
-    at: log ? (value) => (value > 0 ? held(middle + (Math.log(value) - a) * slope) : from)
+    lo,
+    hi,
+    log,
+    from,
+    to,
+    at: log
+      ? (value) => (value > 0 ? held(middle + (Math.log(value) - a) * slope) : from)
       : (value) => held(middle + (value - a) * slope),
     back: (place) => {
       const value = slope ? a + (place - middle) / slope : a;
@@ -52,7 +58,8 @@ function linearTicks(lo, hi, count) {
 }
 
 function logTicks(lo, hi, count) {
-  const first = Math.floor(Math.log10(lo)), last = Math.ceil(Math.log10(hi));
+  const first = Math.floor(Math.log10(lo)),
+    last = Math.ceil(Math.log10(hi));
   if (last - first <= 1 && hi / lo < 4) return linearTicks(lo, hi, count).filter((tick) => tick > 0);
   const every = Math.max(1, Math.ceil((last - first) / count));
   const factors = last - first <= Math.max(1, count / 3) ? [1, 2, 5] : [1];
@@ -66,8 +73,10 @@ function logTicks(lo, hi, count) {
   return out;
 }
 
-const SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200,
-  10_800, 21_600, 43_200, 86_400, 172_800, 604_800, 1_209_600, 2_592_000, 7_776_000, 31_536_000];
+const SECONDS = [
+  0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200,
+  10_800, 21_600, 43_200, 86_400, 172_800, 604_800, 1_209_600, 2_592_000, 7_776_000, 31_536_000,
+];
 
 // Ticks with their texts. kind: "time" (Unix seconds), "relative" (seconds), or anything else for plain numbers.
 function ticksOf(lo, hi, count, kind = "", log = false) {
@@ -86,8 +95,14 @@ function ticksOf(lo, hi, count, kind = "", log = false) {
   for (let k = Math.ceil((lo - shift) / step); k * step + shift <= hi && out.length < 50; k += 1) {
     const tick = k * step + shift;
     const date = new Date(tick * 1000);
-    out.push([tick, kind === "relative" ? duration(tick) : step < 86_400 && clock(date) !== "00:00"
-      ? clock(date, step < 60) : day(date).slice(5)]);
+    out.push([
+      tick,
+      kind === "relative"
+        ? duration(tick)
+        : step < 86_400 && clock(date) !== "00:00"
+          ? clock(date, step < 60)
+          : day(date).slice(5),
+    ]);
   }
   return out;
 }

@@ -7,7 +7,10 @@ const flag = (value) => typeof value === "boolean";
 const texts = (value) => Array.isArray(value) && value.every(text);
 const maybeTexts = (value) => value === null || texts(value);
 const maybeReal = (value) => value === null || Number.isFinite(value);
-const oneOf = (...words) => (value) => words.includes(value);
+const oneOf =
+  (...words) =>
+  (value) =>
+    words.includes(value);
 
 // key: [default, test of a value from an address]
 const FIELDS = {
@@ -54,7 +57,11 @@ function readAddress() {
   for (const [key, [fallback, valid]] of Object.entries(FIELDS)) {
     let value = given.get(key);
     if (value !== null && typeof fallback !== "string") {
-      try { value = JSON.parse(value); } catch { value = undefined; }
+      try {
+        value = JSON.parse(value);
+      } catch {
+        value = undefined;
+      }
     }
     found[key] = value !== undefined && given.has(key) && valid(value) ? value : structuredClone(fallback);
   }
@@ -80,7 +87,9 @@ function setState(changes, push = false) {
   Object.assign(state, changes);
   try {
     history[push ? "pushState" : "replaceState"](null, "", address());
-  } catch { /* too many changes a second, or a file's address: the state itself is right */ }
+  } catch {
+    /* too many changes a second, or a file's address: the state itself is right */
+  }
   tell(new Set(changed));
 }
 
@@ -102,7 +111,8 @@ function fullFilter() {
   return state.filter.trim() ? `(${state.filter}) and ${rest}` : rest;
 }
 
-const DRAWN = 10, DRAWN_MOST = 100; // runs drawn unasked, and at most
+const DRAWN = 10,
+  DRAWN_MOST = 100; // runs drawn unasked, and at most
 let firstRuns = []; // ids at the top of the table
 function drawnIds() {
   return (state.picked ?? firstRuns.slice(0, DRAWN)).slice(0, DRAWN_MOST);
@@ -121,11 +131,23 @@ function togglePicked(ids, on) {
   setState({ picked: [...picked] });
 }
 
-const PALETTE = ["#3b7ae0", "#e07b1a", "#2a9d6b", "#d6455b", "#8a63d2", "#1a9fb5", "#a5713f", "#d65fa6", "#8a961f", "#7084a6"];
+const PALETTE = [
+  "#3b7ae0",
+  "#e07b1a",
+  "#2a9d6b",
+  "#d6455b",
+  "#8a63d2",
+  "#1a9fb5",
+  "#a5713f",
+  "#d65fa6",
+  "#8a961f",
+  "#7084a6",
+];
 
 // A run's own colour; without one, by its id, the next free one where two of the drawn ones would be alike.
 function colorsOf(runs) {
-  const taken = new Map(), out = new Map();
+  const taken = new Map(),
+    out = new Map();
   for (const run of runs) if (run.color) out.set(run.id, run.color);
   for (const run of runs) {
     if (run.color) continue;
@@ -139,9 +161,17 @@ function colorsOf(runs) {
 }
 
 function stored(key) {
-  try { return localStorage.getItem(`moonlet-board-${key}`); } catch { return null; }
+  try {
+    return localStorage.getItem(`moonlet-board-${key}`);
+  } catch {
+    return null;
+  }
 }
 
 function store(key, value) {
-  try { localStorage.setItem(`moonlet-board-${key}`, value); } catch { /* private window: nothing is kept */ }
+  try {
+    localStorage.setItem(`moonlet-board-${key}`, value);
+  } catch {
+    /* private window: nothing is kept */
+  }
 }

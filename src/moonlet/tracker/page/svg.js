@@ -27,17 +27,34 @@ class SvgContext {
     return this.into.appendChild(node);
   }
 
-  beginPath() { this.path = ""; }
-  moveTo(x, y) { this.path += `M${round2(x)} ${round2(y)}`; }
-  lineTo(x, y) { this.path += `L${round2(x)} ${round2(y)}`; }
-  closePath() { this.path += "Z"; }
-  rect(x, y, w, h) { this.path += `M${round2(x)} ${round2(y)}h${round2(w)}v${round2(h)}h${round2(-w)}Z`; }
-  setLineDash(dash) { this.dash = dash; }
-  save() { this.saved = this.into; }
-  restore() { this.into = this.saved; this.run = null; }
+  beginPath() {
+    this.path = "";
+  }
+  moveTo(x, y) {
+    this.path += `M${round2(x)} ${round2(y)}`;
+  }
+  lineTo(x, y) {
+    this.path += `L${round2(x)} ${round2(y)}`;
+  }
+  closePath() {
+    this.path += "Z";
+  }
+  rect(x, y, w, h) {
+    this.path += `M${round2(x)} ${round2(y)}h${round2(w)}v${round2(h)}h${round2(-w)}Z`;
+  }
+  setLineDash(dash) {
+    this.dash = dash;
+  }
+  save() {
+    this.saved = this.into;
+  }
+  restore() {
+    this.into = this.saved;
+    this.run = null;
+  }
 
   clip() {
-    const id = `clip${this.clips += 1}`;
+    const id = `clip${(this.clips += 1)}`;
     const box = this.into.appendChild(document.createElementNS(SVG, "clipPath"));
     box.id = id;
     box.appendChild(document.createElementNS(SVG, "path")).setAttribute("d", this.path);
@@ -52,10 +69,13 @@ class SvgContext {
     this.add("path", { ...given, "stroke-linejoin": this.lineJoin, "stroke-linecap": this.lineCap });
   }
 
-  fill() { this.add("path", { d: this.path, fill: this.fillStyle }); }
+  fill() {
+    this.add("path", { d: this.path, fill: this.fillStyle });
+  }
 
   fillRect(x, y, w, h) {
-    const one = `M${round2(x)} ${round2(y)}h${round2(w)}v${round2(h)}h${round2(-w)}Z`, mark = `${this.fillStyle} ${this.globalAlpha}`;
+    const one = `M${round2(x)} ${round2(y)}h${round2(w)}v${round2(h)}h${round2(-w)}Z`,
+      mark = `${this.fillStyle} ${this.globalAlpha}`;
     if (this.run?.mark === mark) {
       this.run.parts.push(one);
       return;
@@ -72,9 +92,18 @@ class SvgContext {
 
   fillText(text, x, y) {
     const [, size, family] = this.font.match(/([\d.]+)px (.*)/);
-    const node = this.add("text", { x: round2(x), y: round2(y), fill: this.fillStyle, "font-size": size, "font-family": family });
+    const node = this.add("text", {
+      x: round2(x),
+      y: round2(y),
+      fill: this.fillStyle,
+      "font-size": size,
+      "font-family": family,
+    });
     node.setAttribute("text-anchor", { left: "start", center: "middle", right: "end" }[this.textAlign]);
-    node.setAttribute("dominant-baseline", { top: "hanging", middle: "central", alphabetic: "auto" }[this.textBaseline]);
+    node.setAttribute(
+      "dominant-baseline",
+      { top: "hanging", middle: "central", alphabetic: "auto" }[this.textBaseline],
+    );
     node.textContent = text;
   }
 

@@ -1,9 +1,10 @@
 // The table of runs: only the rows in sight exist, and only their pages are asked for. Search, filter and sort are the
-// server's work. Grouped, all runs are fetched once and each group is a row with its statistics, which opens.
+// server's work.
 "use strict";
 
-const ROW = 28, PAGE = 100, EXTRA = 6; // pixels a row, runs a request, rows beyond the edges
-const MOST_GROUPS = 24; // drawn as charts
+const ROW = 28,
+  PAGE = 100,
+  EXTRA = 6; // pixels a row, runs a request, rows beyond the edges
 
 const runsTable = {
   total: null, // runs below the folder, once known
@@ -22,28 +23,19 @@ const runsTable = {
     this.head = el("div.thead", { role: "row" });
     this.body = el("div.tbody", { role: "rowgroup" });
     this.empty = el("p.notice");
-    this.scroller = el("div.scroller", { tabIndex: 0, role: "grid", "aria-label": "Runs" }, this.head, this.body, this.empty);
+    this.scroller = el(
+      "div.scroller",
+      { tabIndex: 0, role: "grid", "aria-label": "Runs" },
+      this.head,
+      this.body,
+      this.empty,
+    );
     this.foot = el("div.tfoot");
     host.replaceChildren(this.bar, this.bulk, this.error, this.scroller, this.foot);
     this.scroller.addEventListener("scroll", () => this.draw());
     new ResizeObserver(() => this.draw()).observe(this.scroller);
     this.body.addEventListener("click", (event) => this.pressed(event));
     this.controls();
-  },
-
-  controls() {
-    const typed = (key) => delayed(() => setState({ [key]: this[key].value }), 200);
-    this.search = el("input", { type: "search", placeholder: "Search runs", value: state.search, "aria-label": "Search runs", oninput: typed("search") });
-    this.filter = el("input.filter", { type: "text", placeholder: "Filter: config.lr > 1e-3 and summary.loss < 2", value: state.filter, spellcheck: false, autocomplete: "off",
-      "aria-label": "Filter expression", hidden: api.offline, oninput: typed("filter") });
-    this.groupTool = button("Group", (event) => this.chooseGroup(event.target), { title: "Group runs, for example over seeds" });
-    this.bar.replaceChildren(this.search, this.filter, el("div.tools",
-      button("?", (event) => this.filterHelp(event.target), { className: "quiet", hidden: api.offline, title: "Fields and examples for the filter", "aria-label": "Help for the filter" }),
-      this.groupTool,
-      this.statTool = choice([["mean", "mean ± std"], ["median", "median"], ["range", "min … max"]], state.stat, (value) => setState({ stat: value }), { "aria-label": "Statistic of a group", hidden: true }),
-      button("Columns", (event) => this.chooseColumns(event.target)),
-      this.showTool = choice([["active", "Active"], ["archived", "Archived"], ["deleted", "Deleted"]], state.show, (value) => setState({ show: value, picked: null }), { "aria-label": "Which runs" }),
-      this.wideTool = button("Wide", () => setState({ wide: !state.wide }), { title: "Table over the whole width (t)", className: "desktop" })));
   },
 
   async load() {
@@ -77,14 +69,30 @@ const runsTable = {
     if (has("columns")) this.chooseSight();
     if (has("sort", "group") && this.columns) this.drawHead();
     if (has("search", "filter", "show", "sort", "columns", "group")) {
-      if (has("search", "filter", "show")) { this.cursor = 0; this.scroller.scrollTop = 0; }
+      if (has("search", "filter", "show")) {
+        this.cursor = 0;
+        this.scroller.scrollTop = 0;
+      }
       await this.reload();
     } else this.draw();
   },
 
   query(more) {
-    const fields = !this.columns ? [] : [...BASE, ...this.columns.filter((one) => !BASE.includes(one)), ...state.group.filter((one) => !BASE.includes(one) && !this.columns.includes(one))];
-    return { search: state.search, filter: fullFilter(), sort: state.sort, deleted: state.show === "deleted" ? 1 : 0, column: fields, ...more };
+    const fields = !this.columns
+      ? []
+      : [
+          ...BASE,
+          ...this.columns.filter((one) => !BASE.includes(one)),
+          ...state.group.filter((one) => !BASE.includes(one) && !this.columns.includes(one)),
+        ];
+    return {
+      search: state.search,
+      filter: fullFilter(),
+      sort: state.sort,
+      deleted: state.show === "deleted" ? 1 : 0,
+      column: fields,
+      ...more,
+    };
   },
 
   // Rows of an answer as runs: {id, name, …, config: {…}, summary: {…}} with the asked fields.
@@ -92,26 +100,34 @@ const runsTable = {
     return rows.map((row) => {
       const run = { config: {}, summary: {} };
       columns.forEach((column, i) => {
-        const dot = column.indexOf("."), table = column.slice(0, dot);
-        if (table === "config" || table === "summary") run[table][column.slice(dot + 1)] = row[i]; else run[column] = row[i];
+        const dot = column.indexOf("."),
+          table = column.slice(0, dot);
+        if (table === "config" || table === "summary") run[table][column.slice(dot + 1)] = row[i];
+        else run[column] = row[i];
       });
       return run;
     });
   },
 
   async reload() {
-    const turn = this.turn = {};
+    const turn = (this.turn = {});
     try {
       if (state.group.length) await this.loadGroups(turn);
       else {
-        const top = this.scroller.scrollTop, pageAt = (y) => Math.floor(Math.max(0, y) / ROW / PAGE);
+        const top = this.scroller.scrollTop,
+          pageAt = (y) => Math.floor(Math.max(0, y) / ROW / PAGE);
         const wanted = [...new Set([0, pageAt(top), pageAt(top + this.scroller.clientHeight)])];
         const found = await Promise.all(wanted.map((one) => api.runs(this.query({ offset: one * PAGE, limit: PAGE }))));
         if (turn !== this.turn) return;
         this.groups = null;
         this.pages = new Map(wanted.map((one, i) => [one, this.unpack(found[i])]));
         this.counts(found[0]);
-        setFirstRuns(this.pages.get(0).slice(0, DRAWN).map((run) => run.id));
+        setFirstRuns(
+          this.pages
+            .get(0)
+            .slice(0, DRAWN)
+            .map((run) => run.id),
+        );
       }
       this.error.hidden = true;
     } catch (error) {
@@ -134,53 +150,18 @@ const runsTable = {
     this.error.hidden = false;
   },
 
-  async loadGroups(turn) {
-    const answer = await api.runs(this.query({ limit: 100_000 }));
-    if (turn !== this.turn) return;
-    this.counts(answer);
-    const found = new Map();
-    for (const run of this.unpack(answer)) {
-      const key = state.group.map((field) => fieldOf(run, field) ?? null);
-      const id = JSON.stringify(key);
-      if (!found.has(id)) found.set(id, { id, key, runs: [] });
-      found.get(id).runs.push(run);
-    }
-    this.groups = [...found.values()].sort((a, b) => {
-      for (let i = 0; i < a.key.length; i += 1) {
-        const order = inOrder(a.key[i], b.key[i]);
-        if (order) return order;
-      }
-      return 0;
-    });
-    for (const group of this.groups) {
-      group.stats = Object.fromEntries(this.columns.map((column) => [column, statistics(group.runs.map((run) => asNumber(fieldOf(run, column))))]));
-    }
-    this.flatten();
-    setFirstRuns(this.groups.flatMap((group) => group.runs.map((run) => run.id)).slice(0, DRAWN));
-    tell(new Set(["groups"]));
+  count() {
+    return this.groups ? this.items.length : this.matched;
   },
 
-  flatten() {
-    this.items = this.groups.flatMap((group) => [group, ...(this.open.has(group.id) ? group.runs : [])]);
+  item(i) {
+    return this.groups ? this.items[i] : this.pages.get(Math.floor(i / PAGE))?.[i % PAGE];
   },
-
-  // Groups as charts draw them: of the ticked runs where some are ticked.
-  chartGroups() {
-    const picked = state.picked && new Set(state.picked);
-    const all = (this.groups ?? []).map((group, i) => ({
-      label: groupLabel(group), color: PALETTE[i % PALETTE.length],
-      runs: group.runs.map((run) => run.id).filter((id) => !picked || picked.has(id)),
-    })).filter((group) => group.runs.length);
-    return Object.assign(all.slice(0, MOST_GROUPS), { total: all.length });
-  },
-
-  count() { return this.groups ? this.items.length : this.matched; },
-
-  item(i) { return this.groups ? this.items[i] : this.pages.get(Math.floor(i / PAGE))?.[i % PAGE]; },
 
   // Ask for the pages in sight that are missing.
   need: delayed(async function (first, last) {
-    const table = runsTable, turn = table.turn;
+    const table = runsTable,
+      turn = table.turn;
     if (table.groups) return;
     for (let page = Math.floor(first / PAGE); page <= Math.floor(last / PAGE); page += 1) {
       if (table.pages.has(page)) continue;
@@ -199,19 +180,50 @@ const runsTable = {
   }, 40),
 
   drawHead() {
-    const [, field] = state.sort.match(/^-?(.*)$/), down = state.sort.startsWith("-");
-    const title = (column, words) => el(numeric(column) ? "button.cell.number" : "button.cell", { type: "button", role: "columnheader", title: `${column}: press to sort`,
-      "aria-sort": field === column ? (down ? "descending" : "ascending") : "none",
-      onclick: () => setState({ sort: field === column && !down ? `-${column}` : field === column ? column : /^(summary|created|updated|points|last_step)/.test(column) && !/loss|perplexity|error/i.test(column) ? `-${column}` : column }) },
-    el("span", words), field === column ? (down ? " ↓" : " ↑") : "");
-    const all = el("input", { type: "checkbox", title: "Tick all runs that match, or none", "aria-label": "Tick all",
-      onchange: (event) => this.tickAll(event.target.checked) });
+    const [, field] = state.sort.match(/^-?(.*)$/),
+      down = state.sort.startsWith("-");
+    const title = (column, words) =>
+      el(
+        numeric(column) ? "button.cell.number" : "button.cell",
+        {
+          type: "button",
+          role: "columnheader",
+          title: `${column}: press to sort`,
+          "aria-sort": field === column ? (down ? "descending" : "ascending") : "none",
+          onclick: () =>
+            setState({
+              sort:
+                field === column && !down
+                  ? `-${column}`
+                  : field === column
+                    ? column
+                    : /^(summary|created|updated|points|last_step)/.test(column) &&
+                        !/loss|perplexity|error/i.test(column)
+                      ? `-${column}`
+                      : column,
+            }),
+        },
+        el("span", words),
+        field === column ? (down ? " ↓" : " ↑") : "",
+      );
+    const all = el("input", {
+      type: "checkbox",
+      title: "Tick all runs that match, or none",
+      "aria-label": "Tick all",
+      onchange: (event) => this.tickAll(event.target.checked),
+    });
     this.all = all;
-    this.head.replaceChildren(el("div.cell.tick", all), title("name", state.group.length ? `name / ${state.group.map(fieldTitle).join(", ")}` : "name"),
-      ...this.columns.map((column) => title(column, TITLES[column] ?? fieldTitle(column))));
+    this.head.replaceChildren(
+      el("div.cell.tick", all),
+      title("name", state.group.length ? `name / ${state.group.map(fieldTitle).join(", ")}` : "name"),
+      ...this.columns.map((column) => title(column, TITLES[column] ?? fieldTitle(column))),
+    );
     const first = state.group.length ? 240 : 180;
     const widths = this.columns.map((column) => columnWidth(column) + (state.group.length && numeric(column) ? 50 : 0));
-    this.scroller.style.setProperty("--columns", `34px minmax(${first}px, 1.6fr) ${widths.map((wide) => `minmax(${wide}px, 1fr)`).join(" ")}`);
+    this.scroller.style.setProperty(
+      "--columns",
+      `34px minmax(${first}px, 1.6fr) ${widths.map((wide) => `minmax(${wide}px, 1fr)`).join(" ")}`,
+    );
     this.scroller.style.setProperty("--least", `${46 + first + widths.reduce((sum, wide) => sum + wide, 0)}px`);
     this.rows = [];
     this.body.replaceChildren();
@@ -219,24 +231,36 @@ const runsTable = {
 
   draw() {
     if (this.waiting) return;
-    this.waiting = requestAnimationFrame(() => { this.waiting = 0; this.paint(); });
+    this.waiting = requestAnimationFrame(() => {
+      this.waiting = 0;
+      this.paint();
+    });
   },
 
   paint() {
     if (!this.columns) return;
-    const count = this.count(), top = this.scroller.scrollTop, height = this.scroller.clientHeight;
-    const first = Math.max(0, Math.floor(top / ROW) - EXTRA), last = Math.min(count, Math.ceil((top + height) / ROW) + EXTRA);
+    const count = this.count(),
+      top = this.scroller.scrollTop,
+      height = this.scroller.clientHeight;
+    const first = Math.max(0, Math.floor(top / ROW) - EXTRA),
+      last = Math.min(count, Math.ceil((top + height) / ROW) + EXTRA);
     this.body.style.height = `${count * ROW}px`;
     while (this.rows.length < last - first) {
       const row = this.makeRow();
       this.rows.push(row);
       this.body.append(row.node);
     }
-    const drawn = new Set(drawnIds()), picked = new Set(state.picked ?? []);
+    const drawn = new Set(drawnIds()),
+      picked = new Set(state.picked ?? []);
     const seen = [];
-    for (let i = first; i < last; i += 1) if (this.item(i)?.id !== undefined && !this.item(i).runs) seen.push(this.item(i));
+    for (let i = first; i < last; i += 1)
+      if (this.item(i)?.id !== undefined && !this.item(i).runs) seen.push(this.item(i));
     const rowOfId = new Map(seen.map((run) => [run.id, run]));
-    const colors = colorsOf(drawnIds().map((id) => records.get(id) ?? rowOfId.get(id)).filter(Boolean));
+    const colors = colorsOf(
+      drawnIds()
+        .map((id) => records.get(id) ?? rowOfId.get(id))
+        .filter(Boolean),
+    );
     this.rows.forEach((row, k) => {
       const i = first + k;
       row.node.hidden = i >= last;
@@ -253,112 +277,17 @@ const runsTable = {
     this.groupTool.setAttribute("aria-pressed", state.group.length > 0);
     this.wideTool.setAttribute("aria-pressed", state.wide);
     this.statTool.hidden = !state.group.length;
-    this.empty.textContent = this.total === null || count ? "" : this.total === 0 ? "No run yet. Start one that logs with moonlet.tracker.Run below this folder: it appears here by itself." : "No run matches the search and filter.";
-    const of = this.matched === this.total ? plural(this.total ?? 0, "run") : `${this.matched.toLocaleString("en")} of ${plural(this.total ?? 0, "run")}`;
+    this.empty.textContent =
+      this.total === null || count
+        ? ""
+        : this.total === 0
+          ? "No run yet. Start one that logs with moonlet.tracker.Run below this folder: it appears here by itself."
+          : "No run matches the search and filter.";
+    const of =
+      this.matched === this.total
+        ? plural(this.total ?? 0, "run")
+        : `${this.matched.toLocaleString("en")} of ${plural(this.total ?? 0, "run")}`;
     this.foot.textContent = this.groups ? `${plural(this.groups.length, "group")}, ${of}` : of;
-  },
-
-  makeRow() {
-    const tick = el("input", { type: "checkbox" });
-    const swatch = el("button.swatch", { type: "button", title: "Colour" });
-    const fold = el("span.fold"), dot = el("span.dot"), label = el("button.name", { type: "button" });
-    const cells = this.columns.map(() => el("div.cell", { role: "gridcell" }));
-    const node = el("div.row", { role: "row" }, el("div.cell.tick", tick, swatch), el("div.cell.first", { role: "gridcell" }, fold, dot, label), cells);
-    const row = { node, tick, swatch, fold, dot, label, cells, i: 0 };
-    node.row = row;
-    return row;
-  },
-
-  fill(row, i, item, { drawn, picked, colors }) {
-    row.i = i;
-    row.node.style.transform = `translateY(${i * ROW}px)`;
-    row.node.classList.toggle("cursor", i === this.cursor && document.body.classList.contains("keys"));
-    row.node.classList.toggle("group", Boolean(item?.runs));
-    row.node.classList.toggle("member", Boolean(this.groups && item && !item.runs));
-    row.tick.disabled = !item;
-    row.swatch.hidden = !item || Boolean(item.runs && !state.group.length);
-    row.dot.className = "dot";
-    row.node.setAttribute("aria-rowindex", i + 1);
-    if (!item) {
-      row.label.textContent = "…";
-      row.fold.textContent = "";
-      for (const cell of row.cells) cell.textContent = "";
-      return;
-    }
-    if (item.runs) return this.fillGroup(row, item, picked);
-    row.fold.textContent = "";
-    row.tick.checked = drawn.has(item.id) || picked.has(item.id);
-    row.tick.classList.toggle("auto", state.picked === null && drawn.has(item.id));
-    row.tick.setAttribute("aria-label", `Tick ${item.name}`);
-    const drawnHere = drawn.has(item.id) && !state.group.length;
-    row.swatch.style.setProperty("--color", colors.get(item.id) ?? item.color ?? "transparent");
-    row.swatch.classList.toggle("off", !drawnHere);
-    row.swatch.setAttribute("aria-label", `Colour of ${item.name}`);
-    row.dot.classList.add(item.state);
-    row.dot.title = item.state;
-    row.label.textContent = item.name || item.id;
-    row.label.title = `${item.name}\n${item.id}${item.notes ? `\n${item.notes}` : ""}`;
-    row.node.classList.toggle("open", item.id === state.run && state.tab === "run");
-    this.columns.forEach((column, k) => {
-      const words = cellText(item, column), cell = row.cells[k];
-      if (cell.textContent !== words) cell.textContent = words;
-      cell.title = column === "created" || column === "updated" ? when(item[column]) : words;
-      cell.classList.toggle("number", numeric(column));
-      cell.classList.toggle("state", column === "state");
-    });
-  },
-
-  fillGroup(row, group, picked) {
-    const ids = group.runs.map((run) => run.id);
-    row.fold.textContent = this.open.has(group.id) ? "▾" : "▸";
-    row.label.textContent = `${groupLabel(group)}  (${group.runs.length})`;
-    row.label.title = groupLabel(group);
-    row.tick.checked = ids.every((id) => picked.has(id));
-    row.tick.classList.remove("auto");
-    const place = this.groups.indexOf(group);
-    row.swatch.style.setProperty("--color", PALETTE[place % PALETTE.length]);
-    row.swatch.classList.toggle("off", place >= MOST_GROUPS);
-    this.columns.forEach((column, k) => {
-      row.cells[k].textContent = this.groupCell(group, column);
-      row.cells[k].title = statTitle(group.stats[column]);
-      row.cells[k].classList.toggle("number", numeric(column));
-    });
-  },
-
-  // What all runs of the group share, or statistics over them.
-  groupCell(group, column) {
-    if (column === "created" || column === "updated") return "";
-    const shared = cellText(group.runs[0], column);
-    return group.runs.every((run) => cellText(run, column) === shared) ? shared : statText(group.stats[column]);
-  },
-
-  pressed(event) {
-    const row = event.target.closest(".row")?.row;
-    const item = row && this.item(row.i);
-    if (!item) return;
-    const before = this.cursor;
-    this.cursor = row.i;
-    const ids = (one) => (one?.runs ? one.runs.map((run) => run.id) : one ? [one.id] : []);
-    if (event.target === row.tick) {
-      const on = row.tick.checked;
-      const [from, to] = event.shiftKey ? [Math.min(before, row.i), Math.max(before, row.i)] : [row.i, row.i];
-      const every = [];
-      for (let i = from; i <= to; i += 1) every.push(...ids(this.item(i)));
-      togglePicked(every, on);
-    } else if (event.target === row.swatch && !item.runs) {
-      if (!api.offline) colorPicker(row.swatch, [item.id], item.color);
-    } else if (item.runs) {
-      this.fold(item);
-    } else if (event.target === row.label) {
-      openRun(item.id);
-    }
-    this.draw();
-  },
-
-  fold(group) {
-    this.open.has(group.id) ? this.open.delete(group.id) : this.open.add(group.id);
-    this.flatten();
-    this.draw();
   },
 
   async tickAll(on) {
@@ -371,63 +300,22 @@ const runsTable = {
   move(by) {
     document.body.classList.add("keys");
     this.cursor = Math.min(Math.max(0, this.cursor + by), Math.max(0, this.count() - 1));
-    const top = this.cursor * ROW, { scrollTop, clientHeight } = this.scroller;
+    const top = this.cursor * ROW,
+      { scrollTop, clientHeight } = this.scroller;
     if (top < scrollTop) this.scroller.scrollTop = top;
     if (top + 2 * ROW > scrollTop + clientHeight) this.scroller.scrollTop = top + 2 * ROW - clientHeight;
     this.draw();
   },
 
-  here() { return this.item(this.cursor); },
+  here() {
+    return this.item(this.cursor);
+  },
 
   tickHere() {
     const item = this.here();
     if (!item) return;
-    const ids = item.runs ? item.runs.map((run) => run.id) : [item.id], picked = new Set(state.picked ?? drawnIds());
+    const ids = item.runs ? item.runs.map((run) => run.id) : [item.id],
+      picked = new Set(state.picked ?? drawnIds());
     togglePicked(ids, !ids.every((id) => picked.has(id)));
   },
-
-  chooseColumns(anchor) {
-    const names = [...PLAIN, ...fieldNames(this.fields)];
-    const reset = button("Automatic", () => { closePopover(); setState({ columns: null }); });
-    pickFields(anchor, names, this.columns, (picked) => setState({ columns: [...this.columns.filter((one) => picked.includes(one)), ...picked.filter((one) => !this.columns.includes(one))] }));
-    popped.box.lastChild.prepend(reset);
-  },
-
-  chooseGroup(anchor) {
-    pickFields(anchor, ["name", "tags", "state", ...fieldNames(this.fields, ["config"])], state.group, (picked) => setState({ group: picked }));
-    popped.box.lastChild.prepend(button("No groups", () => { closePopover(); setState({ group: [] }); }));
-  },
-
-  filterHelp(anchor) {
-    const insert = (words) => () => {
-      this.filter.value = this.filter.value.trim() ? `${this.filter.value.trim()} and ${words}` : words;
-      this.filter.focus();
-    };
-    const names = [...PLAIN, ...this.fields.config.slice(0, 100).map(({ name: one }) => fieldWritten("config", one)), ...this.fields.summary.slice(0, 100).map(({ name: one }) => fieldWritten("summary", one))];
-    popover(anchor, el("p.soft", "Joined with and, or, not. Compared with < <= == != >= > in ~ (a regular expression)."),
-      el("div.menu", ['config.lr > 1e-3', 'summary["eval/loss"] < 2', '"base" in tags', 'name ~ "k3-.*"', 'state == "running"'].map((one) => button(one, insert(one), { className: "code" }))),
-      el("p.soft", "Fields"), el("div.menu.choices", names.map((one) => button(one, insert(one), { className: "code" }))));
-  },
 };
-
-function fieldWritten(table, key) {
-  return /^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$/.test(key) ? `${table}.${key}` : `${table}[${JSON.stringify(key)}]`;
-}
-
-function groupLabel(group) {
-  return state.group.map((field, i) => `${fieldTitle(field).split(".").at(-1)} ${group.key[i] === null ? "none" : shown(group.key[i])}`).join(", ");
-}
-
-// Exact statistics of the numbers among some values; NaN is left out.
-function statistics(values) {
-  const known = values.filter((value) => value !== null && !Number.isNaN(value)).sort((a, b) => a - b);
-  const count = known.length;
-  if (!count) return null;
-  const mean = known.reduce((sum, value) => sum + value, 0) / count;
-  const quantile = (q) => {
-    const place = (count - 1) * q, low = Math.floor(place);
-    return known[low] === known[Math.ceil(place)] ? known[low] : known[low] + (known[Math.ceil(place)] - known[low]) * (place - low);
-  };
-  return { n: count, mean, std: Math.sqrt(known.reduce((sum, value) => sum + (value - mean) ** 2, 0) / count), min: known[0], max: known[count - 1],
-    quantiles: { 0.25: quantile(0.25), 0.5: quantile(0.5), 0.75: quantile(0.75) } };
-}
