@@ -1,4 +1,4 @@
-"""The wheel carries all that the package needs to run: it is built from a copy, unpacked elsewhere, and makes logits."""
+"""The wheel carries what the package needs to run: it is built from a copy, unpacked elsewhere, and makes logits."""
 
 import shutil
 import subprocess
