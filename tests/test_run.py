@@ -68,7 +68,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run") / "whole"
     done = finish(out)
     assert "NOT PASSED" in done.stdout  # a toy run that passed its gates would be a lie
-    assert f"moonlet chat {out}/model" in done.stdout
+    assert f"moonlet chat {out}/model" in done.stdout and f"moonlet board {out.parent}/" in done.stdout
     return out
 
 

@@ -65,7 +65,6 @@ function serverApi() {
     changes: (since, wait, signal) => ask(`api/changes?since=${since}&wait=${wait}`, { signal }),
     runs: (given, signal) => ask(`api/runs?${query(given)}`, { signal }),
     fields: () => ask("api/fields"),
-    groups: (given) => ask(`api/groups?${query(given)}`),
     run: (id) => ask(`api/runs/${id}`),
     points: (id, name) => ask(`api/runs/${id}/points?${query({ name })}`),
     media: (id, given) => ask(`api/runs/${id}/media?${query(given)}`),

@@ -315,7 +315,7 @@ function grid(titles, rows) {
         "thead",
         el(
           "tr",
-          titles.map((title) => el("th", title)),
+          titles.map((title, i) => el(rows.some((row) => asNumber(row[i]) !== null) ? "th.number" : "th", title)),
         ),
       ),
       el(
