@@ -67,7 +67,7 @@ class Tab:
         return self.page.locator(selector).first.inner_text()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not longer: while it is there an event loop runs, and other tests start their own
 def chromium(browser: str) -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
