@@ -50,7 +50,7 @@ soak: $(STAMP)
 	$(BIN)/python -m pytest -q -m soak
 
 bench: $(STAMP)
-	@set -e; for name in kda_layer train_step decode engine; do echo "== $$name"; $(BIN)/python benchmarks/$$name.py; done
+	@set -e; for name in roofline kda_layer experts train_step decode engine; do echo "== $$name"; $(BIN)/python benchmarks/$$name.py; done
 
 clean:
 	rm -rf build dist src/*.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
