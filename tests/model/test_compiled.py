@@ -71,6 +71,17 @@ def test_traced(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.soak
 @pytest.mark.parametrize("form", THREE)
+def test_other_lengths(form: str) -> None:
+    """Compiled anew, or once for all lengths: the numbers that the kernels get are those of the batch."""
+    model = two_layers(form)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for shape in ((4, 37), (2, 50), (3, 16)):
+        same(loss_and_gradients(compiled, *batch(*shape)), loss_and_gradients(model, *batch(*shape)))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("form", THREE)
 def test_inductor(form: str) -> None:
     model, compiled = compiled_equals_eager(form, "inductor")
     with torch.no_grad():
