@@ -25,6 +25,11 @@ pytestmark = pytest.mark.skipif(native.library() is None, reason=f"no native ker
 THREE = ("k3", "kimi_linear", "k2")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def nan_in_new_memory() -> None:
+    """Not here: the compiler makes tensors of its own while it traces."""
+
+
 def two_layers(form: str) -> Model:
     """A KDA layer and an MLA layer with experts (K2: two MLA layers), all weights random."""
     changes = {} if form == "k2" else {"linear_attn_config": linear_attn(kda_layers=[1], full_attn_layers=[2])}
