@@ -4,8 +4,8 @@
 
 `kimi` is a Kimi Linear form of 698 M parameters, 146 M active, random weights: ours with every matrix in INT4 (group
 32, 4.5 bits) and inputs in 8 bits, llama.cpp's Q4_0 of the same weights (as many bits, inputs in 8 bits too).
-`quickstart` is the trained model of runs/quickstart with its MXFP4 experts: the rest fp32 here, BF16 there. Neither side
-samples. llama.cpp runs with its defaults (F16 cache, its own repacking). Sides alternate; the best of the repeats
+`quickstart` is the trained model of runs/quickstart with its MXFP4 experts: the rest fp32 here, BF16 there. Neither
+side samples. llama.cpp runs with its defaults (F16 cache, its own repacking). Sides alternate; the best of the repeats
 counts, as the machine may be shared. Before that the logits of both are compared with the fp32 model's (the F32 file is
 held to llama.cpp by tests/engine/test_gguf.py). Bytes: the weights that a step reads, once (active experts of all
 streams), and each stream's state. Prints a table with the share of the read bandwidth measured in the same run; writes
