@@ -99,3 +99,24 @@ def test_doctor() -> None:
     assert f"python         {facts['python']}" in lines(facts)
     missing = [line for line in lines({**facts, "browser": None, "torch": None}) if line.startswith("missing")]
     assert ["torch" in missing[0], "chromium" in missing[1], len(missing)] == [True, True, 2]
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None  # as where it is not installed
+try:
+    import torch
+except ModuleNotFoundError as error:
+    assert error.name == "torch"
+from moonlet.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("command", ["serve", "export", "fit", "convert"])
+def test_a_missing_torch_is_told(command: str) -> None:
+    options = {"export": ["--to", "hf", "--out", "x"], "convert": ["--to", "int4", "--out", "x"]}.get(command, [])
+    call = [sys.executable, "-c", WITHOUT_TORCH, command, "x", *options]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "moonlet: this needs torch: pip install 'moonlet[model]'\n"

@@ -30,6 +30,11 @@ def main() -> None:
     except InputError as error:
         print(f"moonlet: {error}", file=sys.stderr)
         sys.exit(2)
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "safetensors", "tokenizers", "tiktoken"):
+            raise
+        print(f"moonlet: this needs {error.name}: pip install 'moonlet[model]'", file=sys.stderr)
+        sys.exit(2)
     except SystemExit as stop:
         # typer has turned Ctrl-C into this exit code by now
         if stop.code == 130:
