@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import socket
 import threading
 import time
 import urllib.parse
@@ -219,6 +220,21 @@ def test_hosts_and_origins(board):
     assert board.send("PUT", "/api/runs")[0] == board.send("OPTIONS", "/api/edit")[0] == 405
     long = [("Host", good[0]), ("Content-Type", "application/json"), ("Content-Length", "9000000")]
     assert board.raw("POST", "/api/diff", headers=long)[0] == 413
+
+
+def test_a_refused_body_that_comes_late_does_not_reset_the_connection(board):
+    head = f"POST /api/views HTTP/1.1\r\nHost: 127.0.0.1:{board.port}\r\nContent-Type: text/plain\r\n"
+    with socket.create_connection(("127.0.0.1", board.port), timeout=10) as peer:
+        peer.sendall(f"{head}Content-Length: 13\r\n\r\n".encode())
+        answer = peer.recv(4096)
+        assert answer.startswith(b"HTTP/1.1 415")
+        time.sleep(0.1)
+        for part in (b'{"name"', b': "v"}'):
+            peer.sendall(part)
+            time.sleep(0.05)
+        while part := peer.recv(4096):
+            answer += part
+    assert b"application/json" in answer and answer.endswith(b"}")
 
 
 def test_every_answer_forbids_foreign_scripts(board, ids):

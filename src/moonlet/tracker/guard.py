@@ -6,6 +6,8 @@ no CORS. With a team token every request needs it. The policy of the answers let
 fetched from elsewhere.
 """
 
+import asyncio
+import contextlib
 import hmac
 import json
 from http.cookies import CookieError, SimpleCookie
@@ -30,6 +32,7 @@ PUSH = "/api/push/"
 COOKIE = "moonlet_board"
 BODY_LIMIT = 8 << 20  # bytes
 PUSH_LIMIT = 64 << 20
+DRAIN_SECONDS = 1.0
 
 
 class Refused(Exception):
@@ -66,8 +69,11 @@ class Guard:
         except Refused as refusal:
             body = json.dumps({"error": {"message": str(refusal)}}).encode()
             headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+            headers.append((b"content-length", str(len(body)).encode()))
             await send_with_headers({"type": "http.response.start", "status": refusal.status, "headers": headers})
-            await send({"type": "http.response.body", "body": body})
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+            await _drained(receive)
+            await send({"type": "http.response.body", "body": b""})
 
     def check(self, scope: dict[str, Any]) -> str | None:
         """Raises Refused; returns the cookie to set when a browser came with the team token in its address."""
@@ -148,6 +154,19 @@ def _limited(scope: dict[str, Any], receive: Any) -> Any:
         return message
 
     return counted
+
+
+async def _drained(receive: Any) -> None:
+    """Drop what is still coming of a refused body, for a while: closing before it came would reset the connection, and
+    the client might lose the answer."""
+    size = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_SECONDS):
+            while size < BODY_LIMIT:
+                message = await receive()
+                size += len(message.get("body", b""))
+                if not message.get("more_body"):
+                    return
 
 
 async def _redirect(send: Any, cookie: str) -> None:
