@@ -6,7 +6,7 @@ from small_models import FORMS, random_ids, random_model
 from torch import Tensor
 
 from moonlet.engine.generate import Decoder, Sampling, generate
-from moonlet.engine.packed import can_pack
+from moonlet.engine.packed import can_pack, in_rows
 from moonlet.model.config import ModelConfig
 from moonlet.model.model import Model
 
@@ -53,6 +53,20 @@ def test_cached_is_uncached(form: str, native: bool) -> None:
     logits = fed_in_parts(made, ids, parts)
     for row, total in enumerate(map(sum, zip(*parts))):
         assert (logits[row] - model(ids[row : row + 1, :total])[0, -1]).abs().max() < TOLERANCE
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("form", ALL)
+def test_features_are_the_blocks_of_the_depth_bus(form: str) -> None:
+    """Of every token, in groups (300 tokens are two) and whether logits are wanted or not."""
+    model, made = decoder(ALL[form](), True)
+    ids = random_ids(2, 150)
+    cache = model.new_cache(2, 150)
+    wanted = torch.stack(model.hidden(ids)[1].blocks, dim=2).flatten(0, 1)
+    features = torch.full_like(wanted, torch.nan)
+    made.packed.decode(in_rows(cache), [0, 1], ids.tolist(), [0, 1], features=features)
+    assert wanted.shape[1] == {"k3": 2, "uncapped": 4}.get(form, wanted.shape[1])
+    assert (features - wanted).abs().max() < TOLERANCE * wanted.abs().max()
 
 
 @pytest.mark.parametrize("form", ALL)

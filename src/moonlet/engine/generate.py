@@ -91,11 +91,13 @@ class Decoder:
         queues: Sequence[Sequence[int]],
         wanted: Sequence[int],
         threads: int = 1,
+        features: Tensor | None = None,
     ) -> Tensor:
         """The same for sequences of the hybrid cache, which must have room; logits [sum, vocab] after the last
-        wanted[i] tokens of each queue. The sequences' own `length` is the caller's to move."""
+        wanted[i] tokens of each queue. The sequences' own `length` is the caller's to move. features: of the native
+        decoder alone."""
         if self.packed is not None:
-            return self.packed.decode(pool.memory, [held.row for held in sequences], queues, wanted, threads)
+            return self.packed.decode(pool.memory, [held.row for held in sequences], queues, wanted, threads, features)
         cache = pool.gather(sequences, max(len(q) for q in queues))
         hidden = self.plain(cache, queues)
         pool.scatter(sequences, cache)

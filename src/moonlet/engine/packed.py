@@ -171,9 +171,11 @@ class PackedModel:
         queues: Sequence[Sequence[int]],
         wanted: Sequence[int] | None = None,
         threads: int = 1,
+        features: Tensor | None = None,
     ) -> Tensor:
         """Feed queues[i] (at least one token each) to row rows[i] of the cache, in place; logits [sum, vocab] after
-        the last wanted[i] tokens of each queue, one if not given. The cache must have room (`cache.reserve`)."""
+        the last wanted[i] tokens of each queue, one if not given. The cache must have room (`cache.reserve`).
+        features [tokens, blocks, d], if given, takes `Stats.blocks` of every token."""
         ids = torch.tensor([token for queue in queues for token in queue])
         lengths = torch.tensor([len(queue) for queue in queues])
         starts = torch.zeros(len(queues) + 1, dtype=torch.int32)
@@ -185,7 +187,7 @@ class PackedModel:
         assert kernels is not None
         arrays = map(pointer, (ids, where, starts, memory.lengths))
         pages = pointer(memory.table), INT(memory.table.shape[1]), INT(memory.page)
-        out = pointer(after), pointer(logits), INT(len(queues)), INT(threads)
+        out = pointer(after), pointer(logits), pointer(features), INT(len(queues)), INT(threads)
         kernels.decode(ctypes.byref(self.model), *arrays, memory.states, *pages, *out)
         memory.lengths[where.long()] += lengths
         return logits

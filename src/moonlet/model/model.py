@@ -26,10 +26,12 @@ from moonlet.model.norm import RMSNorm
 
 @dataclass
 class Stats:
-    """By 0-based layer: largest attention logit of each MLA head [H]; router numbers of each MoE layer."""
+    """By 0-based layer: largest attention logit of each MLA head [H]; router numbers of each MoE layer. `blocks`: what
+    each block of the depth bus adds up to [B, T, d] (a plain residual is one block), for a draft."""
 
     max_logits: dict[int, Tensor] = field(default_factory=dict)
     routers: dict[int, RouterStats] = field(default_factory=dict)
+    blocks: list[Tensor] = field(default_factory=list)
 
 
 @dataclass
@@ -143,12 +145,14 @@ class Model(nn.Module):
             else:
                 live = live + o
             live = live + layer.ffn(layer.mlp_res([*banked, live], layer.post_attention_layernorm), stats)
+        stats.blocks = [*banked[1:], live]
         return self.output_attn_res([*banked, live], self.norm)
 
     def residual(self, x: Tensor, where: Where, stats: Stats) -> Tensor:
         for layer in self.layers:
             x = x + layer.attention(layer.input_layernorm(x), where, stats)
             x = x + layer.ffn(layer.post_attention_layernorm(x), stats)
+        stats.blocks = [x]
         return self.norm(x)
 
     def where(self, input_ids: Tensor, segments: Tensor | None, cache: Cache | None, valid: Tensor | None) -> Where:

@@ -54,9 +54,10 @@ struct Stream {
     }
 };
 
-// logits [wanted.size(), vocab] after the tokens `wanted`.
+// logits [wanted.size(), vocab] after the tokens `wanted`; features [N, blocks, d], or NULL: what each block of layers
+// adds up to (a plain residual is one block).
 void pass(const Model& m, const int64_t* ids, const Tokens& t, const State* states, const std::vector<int>& wanted,
-          float* logits) {
+          float* logits, float* features) {
     const int N = t.N, d = m.head.in;
     Stream s{{}, buffer(static_cast<size_t>(N) * d), N, d, m.eps};
     for (int i = 0; i < N; i++) std::memcpy(&s.live[static_cast<size_t>(i) * d], m.embedding + ids[i] * d, sizeof(float) * d);
@@ -74,6 +75,12 @@ void pass(const Model& m, const int64_t* ids, const Tokens& t, const State* stat
         Rows rows(x.get(), d, N);
         s.add((layer.moe ? feed_forward(*layer.moe, rows) : feed_forward(*layer.mlp, rows)).get());
     }
+    const size_t blocks = s.banked.empty() ? 1 : s.banked.size();  // the first that is banked is the embedding
+    for (size_t b = 0; features && b < blocks; b++) {
+        const float* block = b + 1 < blocks ? s.banked[b + 1].get() : s.live.get();
+        for (int i = 0; i < N; i++)
+            std::memcpy(features + (i * blocks + b) * d, block + static_cast<size_t>(i) * d, sizeof(float) * d);
+    }
     if (wanted.empty()) return;
     const int n = static_cast<int>(wanted.size());
     const Buffer h = s.only(wanted.data(), n).read(m.query, m.norm);
@@ -86,12 +93,15 @@ void pass(const Model& m, const int64_t* ids, const Tokens& t, const State* stat
 EXPORT void pack_matrix(const float* W, float* panels, int in, int out) { pack(W, {1, in}, in, out, panels); }
 
 // ids [N] -> the logits after the last `wanted[i]` tokens of each sequence, one below the other; the states take up the
-// tokens, lengths stay. Sequences go in groups of about 256 tokens, so that their activations stay in the cache.
+// tokens, lengths stay; features as in `pass`. Sequences go in groups of about 256 tokens, so that their activations stay in the cache.
 EXPORT void decode(
     const Model* model, const int64_t* ids, const int* rows, const int* starts, const int64_t* lengths,
-    const State* states, const int* table, int table_width, int page, const int* wanted, float* logits, int count,
-    int team) {
+    const State* states, const int* table, int table_width, int page, const int* wanted, float* logits, float* features,
+    int count, int team) {
     const threads::Team together(team);
+    int blocks = 0;
+    for (int i = 0; i < model->depth; i++) blocks += model->layers[i].banks;
+    const size_t width = static_cast<size_t>(std::max(1, blocks)) * model->head.in;
     for (int from = 0, to; from < count; from = to) {
         to = from + 1;
         while (to < count && starts[to + 1] - starts[from] <= 256) to++;
@@ -100,7 +110,7 @@ EXPORT void decode(
         for (int i = from; i < to; i++)
             for (int back = wanted[i]; back > 0; back--) after.push_back(local[i - from + 1] - back);
         const Tokens t{rows + from, local.data(), lengths, {table, table_width, page}, to - from, local.back()};
-        pass(*model, ids + starts[from], t, states, after, logits);
+        pass(*model, ids + starts[from], t, states, after, logits, features ? features + starts[from] * width : nullptr);
         logits += after.size() * model->head.out;
     }
 }
