@@ -6,18 +6,19 @@ import json
 import math
 import random
 import re
-import shutil
-import subprocess
 import threading
+from collections.abc import Callable, Iterator
 from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from playwright.sync_api import sync_playwright
 
 from moonlet.errors import InputError
 from moonlet.report import write_report
-from moonlet.report.charts import LEFT, RIGHT, WIDTH
 from moonlet.tracker import Run, read
 
 ATTACK = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
@@ -191,24 +192,6 @@ def run_folder(tmp_path_factory) -> Path:
     return folder
 
 
-def chromium(browser: str, tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    profile = tmp_path / "profile"
-    shutil.rmtree(profile, ignore_errors=True)
-    profile.mkdir()
-    quiet = [
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--enable-logging=stderr",
-        f"--user-data-dir={profile}",
-    ]
-    command = [browser, "--headless", "--no-sandbox", *quiet, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-
-
 class Page(HTMLParser):
     """Tags with their attributes, and the text of every element outside script and style."""
 
@@ -232,19 +215,51 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def opened(browser, run_folder, tmp_path_factory) -> tuple[Page, str]:
-    """The page as the browser holds it after its script ran, and the browser's log."""
-    target = (run_folder / "report" / "index.html").as_uri()
-    done = chromium(browser, tmp_path_factory.mktemp("dom"), "--dump-dom", "--virtual-time-budget=2000", target)
-    return Page(done.stdout), done.stderr
+def chromium(browser: str) -> Iterator[Any]:
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"])
+        yield started
+        started.close()
 
 
-def test_console_is_silent(opened):
-    assert "CONSOLE" not in opened[1]
+@pytest.fixture
+def tab(chromium: Any) -> Iterator[Callable[..., tuple[Any, list[str]]]]:
+    """Opens a page -> (it, what its console says)."""
+    contexts = []
+
+    def open_page(address: str, width: int = 1200, **more: Any) -> tuple[Any, list[str]]:
+        contexts.append(chromium.new_context(viewport={"width": width, "height": 800}, **more))
+        page, said = contexts[-1].new_page(), []
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.goto(address)
+        return page, said
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture
+def drawn(tab: Any, run_folder: Path) -> Iterator[Any]:
+    """The page of the run with its curves drawn; what it said fails the test at its end."""
+    page, said = tab((run_folder / "report" / "index.html").as_uri())
+    yield page
+    assert said == []
+
+
+@pytest.fixture(scope="module")
+def opened(chromium: Any, run_folder: Path) -> Page:
+    """The page as the browser holds it after its script ran."""
+    page = chromium.new_page()
+    page.goto((run_folder / "report" / "index.html").as_uri())
+    content = page.content()
+    page.close()
+    return Page(content)
 
 
 def test_headline_and_every_section_are_there(opened):
-    page, _ = opened
+    page = opened
     text = " ".join(" ".join(page.text).split())
     assert "It gets 86% of arith, 92% of lookup and 83% of abstain right." in text
     assert [attributes["id"] for tag, attributes in page.tags if tag == "section"] == [s.lower() for s in SECTIONS]
@@ -253,7 +268,7 @@ def test_headline_and_every_section_are_there(opened):
 
 
 def test_failed_gates_are_loud(opened):
-    page, _ = opened
+    page = opened
     text = " ".join(" ".join(page.text).split())
     assert "Did not pass its gate: rl." in text
     assert "The input of distill did not pass its gate" in text and text.count("The input of") == 1
@@ -261,16 +276,16 @@ def test_failed_gates_are_loud(opened):
 
 
 def test_nothing_is_fetched(run_folder, opened):
-    page, _ = opened
+    page = opened
     for tag, attributes in page.tags:
         for key in ("src", "href", "srcset", "data", "action", "xlink:href"):
             assert key not in attributes or attributes[key].startswith(("#", "data:,")), (tag, attributes)
     source = (run_folder / "report" / "index.html").read_text()
-    assert not re.search(r"https?:|//[a-z]|url\(|@import", re.sub(r"(?m)^//.*$", "", source))
+    assert not re.search(r"""https?:|["'(=]//|url\(|@import""", source)
 
 
 def test_script_in_a_sample_stays_text(run_folder, opened):
-    page, _ = opened
+    page = opened
     assert [tag for tag, _ in page.tags].count("script") == 2 and "img" not in [tag for tag, _ in page.tags]
     assert not any(key.startswith("on") for _, attributes in page.tags for key in attributes)
     text = "".join(page.text)
@@ -280,44 +295,81 @@ def test_script_in_a_sample_stays_text(run_folder, opened):
     assert ATTACK not in source and html.escape(ATTACK).split("&#")[0][:40] in source
 
 
-def test_every_series_is_drawn(run_folder, opened):
-    page, _ = opened
-    names: dict[str, list[str]] = {}
-    current = None
-    for tag, attributes in page.tags:
-        if tag == "figure":
-            current = attributes.get("data-series")
-        if tag == "path" and attributes.get("class") in ("curve", "broken") and current:
-            names.setdefault(current, []).append(attributes["d"])
-    assert set(names) == set(read(run_folder)) and len(names) == 13
-    assert all(path.startswith("M") for paths in names.values() for path in paths)
-    assert len(names["pretrain/loss"]) == 2  # the curve, and the marks of its two NaN
+# Each curve's pixels: {name: {width, height, ratio, data}}, asked for `use`.
+EACH = """(use, given) => Object.fromEntries([...document.querySelectorAll("figure.series")].map((figure) => {
+  const canvas = figure.querySelector("canvas"), { width, height } = canvas;
+  const copy = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
+  copy.drawImage(canvas, 0, 0);
+  const { data } = copy.getImageData(0, 0, width, height);
+  return [figure.dataset.series, use({ width, height, ratio: width / canvas.clientWidth, data }, given)];
+}))"""
+COLORED = """({ data }) => {
+  let blue = 0, red = 0;
+  for (let i = 0; i < data.length; i += 4) { blue += data[i + 2] - data[i] > 60; red += data[i] - data[i + 2] > 60; }
+  return [blue, red];
+}"""
+# Rows, counted from the top, in which blue stands out within a pixel of a place, a share of the way.
+ROWS = """({ width, height, ratio, data }, share) => {
+  const [left, right] = [56 * ratio, width - 12 * ratio], x = Math.round(left + share * (right - left)), rows = [];
+  for (let y = 0; y < height; y += 1) for (const at of [x - 1, x, x + 1]) {
+    const [r, , b] = data.slice((y * width + at) * 4);
+    if (b - r > 60) { rows.push(y / ratio); break; }
+  }
+  return rows;
+}"""
 
 
-def test_pointer_shows_the_point(browser, run_folder, tmp_path):
-    source = (run_folder / "report" / "index.html").read_text()
-    probe = """
-addEventListener("load", () => {
-  const chart = document.querySelector('[data-series="pretrain/loss"] svg'), box = chart.getBoundingClientRect();
-  const x = box.left + box.width * AT;
-  chart.dispatchEvent(new PointerEvent("pointermove", {clientX: x, clientY: box.top + 9}));
-  document.title = document.getElementById("tip").textContent + chart.querySelector(".dot").getAttribute("visibility");
-});""".replace("AT", str((LEFT + 1500 / 2399 * (RIGHT - LEFT)) / WIDTH))
-    changed = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", source)
-    (tmp_path / "probe.html").write_text(changed.replace("</body>", f"<script>{probe}</script></body>"))
-    dom = chromium(browser, tmp_path, "--dump-dom", (tmp_path / "probe.html").as_uri()).stdout
-    title = html.unescape(re.search("<title>(.*?)</title>", dom).group(1))
-    assert re.fullmatch(r"steps 1,4\d\d to 1,50\d: 1\.\d+ to 10\.\d+ · .* s invisible", title), title
+def of_each(page: Any, use: str, given: Any = None) -> dict[str, Any]:
+    return page.evaluate(f"(given) => ({EACH})({use}, given)", given)
 
 
-def test_policy_stops_a_script_that_got_in(browser, run_folder, tmp_path):
+def test_every_series_is_drawn(run_folder, drawn):
+    found = of_each(drawn, COLORED)
+    assert set(found) == set(read(run_folder)) and len(found) == 13
+    broken = {name for name, series in read(run_folder).items() if not np.isfinite(series.value).all()}
+    assert {name for name, (_, red) in found.items() if red} == broken and len(broken) == 2
+    assert all(blue for name, (blue, _) in found.items() if not name.startswith("odd/"))
+
+
+def test_a_spike_of_one_step_is_seen(drawn):
+    rows, beside = (of_each(drawn, ROWS, step / 2399)["pretrain/loss"] for step in (1500, 1450))
+    assert min(rows) < 25 and max(rows) > 100 and min(beside) > 100
+
+
+def test_pointer_shows_the_point(drawn):
+    stage = drawn.locator('[data-series="pretrain/loss"] .stage')
+    stage.scroll_into_view_if_needed()
+    box = stage.bounding_box()
+    drawn.mouse.move(box["x"] + 56 + 1500 / 2399 * (box["width"] - 68), box["y"] + 40)
+    tip = drawn.locator("#tip").inner_text()
+    assert re.fullmatch(r"step 1,50\d: 1\.\d+ … 10\.\d+ +\(8 points\)", tip), tip
+    drawn.mouse.move(2, 2)
+    assert drawn.locator("#tip").is_hidden()
+
+
+def test_a_wide_range_gets_a_log_axis(drawn):
+    notes = drawn.evaluate(
+        "[...document.querySelectorAll('figure.series')].map((f) => [f.dataset.series, f.innerText])"
+    )
+    assert {name for name, text in notes if "log axis" in text} == {"pretrain/grad_norm", "rl/mismatch_kl"}
+
+
+def test_the_theme_changes_the_drawing(drawn):
+    corner = "({ data }) => data[0] + data[1] + data[2]"
+    assert set(of_each(drawn, corner).values()) == {3 * 255}
+    drawn.emulate_media(color_scheme="dark")
+    drawn.evaluate("new Promise((go) => requestAnimationFrame(() => requestAnimationFrame(go)))")
+    assert max(of_each(drawn, corner).values()) < 100
+
+
+def test_policy_stops_a_script_that_got_in(tab, run_folder, tmp_path):
     source = (run_folder / "report" / "index.html").read_text()
     (tmp_path / "broken.html").write_text(source.replace("</main>", "<script>document.title = 'owned'</script></main>"))
-    done = chromium(browser, tmp_path, "--dump-dom", (tmp_path / "broken.html").as_uri())
-    assert "<title>owned" not in done.stdout and "Content Security Policy" in done.stderr
+    page, said = tab((tmp_path / "broken.html").as_uri())
+    assert page.title() != "owned" and any("Content Security Policy" in line for line in said)
 
 
-def test_page_asks_a_server_for_nothing_else(browser, run_folder, tmp_path):
+def test_page_asks_a_server_for_nothing_else(tab, run_folder):
     asked = []
 
     class Handler(http.server.SimpleHTTPRequestHandler):
@@ -325,9 +377,9 @@ def test_page_asks_a_server_for_nothing_else(browser, run_folder, tmp_path):
             asked.append(self.path)
 
     server = http.server.HTTPServer(("127.0.0.1", 0), partial(Handler, directory=run_folder / "report"))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
-        chromium(browser, tmp_path, "--dump-dom", f"http://127.0.0.1:{server.server_port}/index.html")
+        tab(f"http://127.0.0.1:{server.server_port}/index.html")
     finally:
         server.shutdown()
         server.server_close()
@@ -335,35 +387,17 @@ def test_page_asks_a_server_for_nothing_else(browser, run_folder, tmp_path):
 
 
 @pytest.mark.parametrize("width", [390, 1200])
-def test_page_is_not_wider_than_the_window(browser, run_folder, tmp_path, width):
-    # Headless windows have a lower limit of about 500 pixels: a frame of the wanted width stands in for the phone.
-    source = (run_folder / "report" / "index.html").read_text()
-    probe = "const root = document.documentElement; parent.postMessage(root.scrollWidth - root.clientWidth, '*')"
-    source = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", source)
-    (tmp_path / "page.html").write_text(source.replace("</body>", f"<script>{probe}</script></body>"))
-    (tmp_path / "frame.html").write_text(
-        "<script>onmessage = (event) => { document.title = 'too wide by ' + event.data; }</script>"
-        f'<iframe src="page.html" style="border:0;width:{width}px;height:800px"></iframe>'
-    )
-    dom = chromium(
-        browser,
-        tmp_path,
-        "--window-size=1400,900",
-        "--virtual-time-budget=3000",
-        "--dump-dom",
-        (tmp_path / "frame.html").as_uri(),
-    ).stdout
-    assert "<title>too wide by 0</title>" in dom
+def test_page_is_not_wider_than_the_window(tab, run_folder, width):
+    page, _ = tab((run_folder / "report" / "index.html").as_uri(), width)
+    assert page.evaluate("document.documentElement.scrollWidth") == width
 
 
-def test_empty_run_says_so_everywhere(browser, tmp_path):
+def test_empty_run_says_so_everywhere(tab, tmp_path):
     (tmp_path / "run" / "report").mkdir(parents=True)
     (tmp_path / "run" / "report" / "results.json").write_text("{}")
-    path = write_report(tmp_path / "run")
-    done = chromium(browser, tmp_path, "--dump-dom", path.as_uri())
-    page = Page(done.stdout)
-    text = " ".join(page.text)
-    assert "CONSOLE" not in done.stderr and "No capability was measured in this run." in text
+    page, said = tab(write_report(tmp_path / "run").as_uri())
+    text = " ".join(Page(page.content()).text)
+    assert said == [] and "No capability was measured in this run." in text
     assert text.count("Not measured in this run.") == len(SECTIONS) - 1  # Compute says what it lacks
     assert "matrix multiplication peak was not measured" in text
 

@@ -1,84 +1,14 @@
-"""Drawings for the report as inline SVG text: curves, receipts, expert load, interval bars.
-
-A curve shows every point. With more than two points a pixel, each pixel column keeps its first, lowest, highest and
-last point in their order (M4, Jugel et al. 2014): the line covers the pixels that all points would, so a spike of one
-step stays visible. Nothing is smoothed. A value that is not finite breaks the line and is a mark on the upper edge.
-Leaves out: zooming and shared axes.
-"""
+"""Drawings for the report as inline SVG text: receipts, expert load, interval bars. Its curves are the board's."""
 
 import math
 import re
 from html import escape
 from typing import Any
 
-import numpy as np
-
-from moonlet.report.formats import duration, is_number, percent, short
-from moonlet.tracker import Series
+from moonlet.report.formats import is_number, percent, short
 
 WIDTH, HEIGHT = 360, 190  # the viewBox; drawn close to one unit a CSS pixel on wide pages and on phones
 LEFT, RIGHT, TOP, BOTTOM = 58, 352, 12, 152
-
-
-def curve(name: str, label: str, series: Series) -> tuple[str, list[list[Any]]]:
-    """One series of at least one point -> (SVG, hover rows [x, y, text] sorted by x)."""
-    step, value = series.step, series.value
-    finite, broken = np.flatnonzero(np.isfinite(value)), np.flatnonzero(~np.isfinite(value))
-    good = np.clip(value[finite], -1e300, 1e300)  # so that the range itself cannot overflow
-    low, high = (float(good.min()), float(good.max())) if len(good) else (0.0, 1.0)
-    log = low > 0 and high / low >= 1000
-    first, last = int(step[0]), int(step[-1])
-    bottom, top = (math.log10(low), math.log10(high)) if log else (low, high)
-    size = max(abs(bottom), abs(top), 1e-290)
-    if top - bottom <= 1e-9 * size:  # a constant: draw it in the middle
-        bottom, top = bottom - 0.1 * size, top + 0.1 * size
-
-    def across(steps: Any) -> Any:
-        return LEFT + (steps - first) / max(last - first, 1) * (RIGHT - LEFT)
-
-    def up(heights: Any) -> Any:
-        return BOTTOM - (heights - bottom) / (top - bottom) * (BOTTOM - TOP)
-
-    x, y = across(step), np.full(len(value), float(TOP))
-    y[finite] = up(np.log10(good) if log else good)
-
-    def hover(at: int, text: str) -> list[Any]:
-        since = duration(float(series.time[at] - series.time[0]))
-        return [round(float(x[at]), 1), round(float(y[at]), 1), f"{text} · {since} in"]
-
-    rows, drawn = [], finite
-    if dense := len(finite) > 2 * (RIGHT - LEFT):
-        column = (x[finite] - LEFT).astype(int)
-        edges = np.flatnonzero(np.diff(column, prepend=-1, append=RIGHT))  # slices of `finite` in one pixel column
-        kept: list[int] = []
-        for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
-            part = good[start:stop]
-            kept += sorted({start, start + int(part.argmin()), start + int(part.argmax()), stop - 1})
-            text = f"steps {step[finite[start]]:,} to {step[finite[stop - 1]]:,}: {short(float(part.min()))} to "
-            rows.append(hover(finite[stop - 1], text + short(float(part.max()))))
-        drawn = finite[kept]
-    single = broken.tolist() if dense else range(len(value))
-    rows += [hover(at, f"step {step[at]:,}: {short(float(value[at]), 6)}") for at in single]
-    rows.sort(key=lambda row: row[0])
-
-    gaps = np.cumsum(~np.isfinite(value))[drawn]  # two drawn points with equal counts have no break between them
-    joined = np.diff(gaps, prepend=-1) == 0
-    path = "".join(f"{'L' if joined[k] else 'M'}{x[at]:.1f} {y[at]:.1f}h0" for k, at in enumerate(drawn))
-    marks = "".join(f"M{place} {TOP - 6}v6" for place in sorted({round(float(x[at]), 1) for at in broken}))
-    summary = f"{name}: {len(value):,} points, last {short(float(value[-1]), 5)}, range {short(low)} to {short(high)}"
-    ticks = _ticks(bottom, top) if len(good) else []
-    if log:
-        ticks = [(power, short(10.0**power)) for power in range(math.ceil(bottom), math.floor(top) + 1)]
-        ticks = ticks[:: math.ceil(len(ticks) / 5)]
-    parts = [_open(summary + (f", {len(broken):,} not finite" if len(broken) else "") + (", log scale" if log else ""))]
-    parts += [_y_tick(up(place), text) for place, text in ticks]
-    parts += [_x_tick(across(place), text) for place, text in _ticks(first, last) if place == int(place)]
-    parts.append(_axes("step", label + (" (log)" if log else "")))
-    parts.append(f'<path class="curve" d="{path}"/>' if path else "")
-    if len(drawn) <= 60:  # few enough to tell apart
-        parts.append(f'<path class="points" d="{path.replace("L", "M")}"/>')
-    parts.append(f'<path class="broken" d="{marks}"/>' if marks else "")
-    return "".join(parts) + '<circle class="dot" r="3.5" visibility="hidden"/></svg>', rows
 
 
 def receipts(rows: list[dict[str, Any]]) -> str:
@@ -145,13 +75,6 @@ def bar(score: Any, low: Any, high: Any, top: float) -> str:
 
 def _share(value: float) -> float:
     return BOTTOM - value * (BOTTOM - TOP)
-
-
-def _ticks(low: float, high: float) -> list[tuple[float, str]]:
-    """About four round numbers between `low` and `high`, with their text."""
-    size = 10.0 ** math.floor(math.log10((high - low) / 4)) if high > low else 1.0
-    size *= next((factor for factor in (1, 2, 5) if (high - low) / (size * factor) <= 5), 10)
-    return [(k * size, short(k * size)) for k in range(math.ceil(low / size), math.floor(high / size) + 1)]
 
 
 def _open(label: str) -> str:

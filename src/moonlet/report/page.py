@@ -1,9 +1,10 @@
 """`write_report(run folder)`: report/results.json, the metrics log and manifest.json -> report/index.html.
 
 One file: style, script and data are inside, nothing is fetched (a Content-Security-Policy forbids it, and forbids every
-script but the page's own, by its hash). The template escapes whatever it is given, above all what a model wrote; only
-the drawings of `charts` go in as they are. A value that the run did not record is a dash and a section without data
-says so: nothing is guessed or left out.
+script but the page's own, by its hash). The curves are drawn by the board's scripts, from the first, least, greatest
+and last point of PIXELS columns (`tracker.m4`): the page stays small and no extreme is lost. The template escapes
+whatever it is given, above all what a model wrote; only the drawings of `charts` go in as they are. A value that the
+run did not record is a dash and a section without data says so: nothing is guessed or left out.
 """
 
 import base64
@@ -19,8 +20,12 @@ from moonlet import tracker
 from moonlet.errors import InputError
 from moonlet.files import write_atomic
 from moonlet.report import charts, formats
+from moonlet.tracker.wire import pack
 
 HERE = Path(__file__).parent
+BOARD = Path(tracker.__file__).parent / "page"
+SCRIPTS = ("format", "wire", "scales", "canvas", "plot", "readout")  # of the board, before our own
+PIXELS = 300  # columns of a curve: as many as a chart has pixels
 FIRST = ("loss", "learning_rate", "lr", "grad_norm", "tokens_per_second", "max_logit", "dead_experts", "reward")
 
 
@@ -52,8 +57,9 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _page(folder: str, results: dict[str, Any], manifest: dict[str, Any], series: dict[str, tracker.Series]) -> str:
     rows, run = results.get("results") or [], results.get("run") or {}
-    groups, points = _curves(series, [stage.get("name") for stage in results.get("stages") or []])
-    script = (HERE / "hover.js").read_text("utf-8")
+    groups, curves = _curves(series, [stage.get("name") for stage in results.get("stages") or []])
+    scripts = [*(BOARD / f"{name}.js" for name in SCRIPTS), HERE / "curves.js"]
+    script = "\n".join(path.read_text("utf-8") for path in scripts)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -74,8 +80,7 @@ def _page(folder: str, results: dict[str, Any], manifest: dict[str, Any], series
         suites=_suites(rows),
         receipts=Markup(charts.receipts([row for row in rows if row.get("suite") == "receipts"])),
         groups=groups,
-        # "</script>" inside the data would end it
-        points=Markup(json.dumps(points, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")),
+        curves=Markup(json.dumps(curves)),
         style=Markup((HERE / "style.css").read_text("utf-8")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -116,10 +121,11 @@ def _suites(rows: list[dict[str, Any]]) -> list[tuple[str, str, float, list[dict
     ]
 
 
-def _curves(series: dict[str, tracker.Series], stages: list[Any]) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
-    """Every series, grouped by what stands before its first slash, stages in their order; and the hover rows by id."""
+def _curves(series: dict[str, tracker.Series], stages: list[Any]) -> tuple[dict[str, list[Any]], dict[str, str]]:
+    """Every series, grouped by what stands before its first slash, stages in their order; and its curve's bytes
+    (`tracker.wire`, in base64) by id."""
     groups: dict[str, list[Any]] = {}
-    points: dict[str, list[Any]] = {}
+    curves: dict[str, str] = {}
 
     def rank(name: str) -> tuple[int, str, int, str]:
         stage, label = name.split("/", 1) if "/" in name else ("", name)
@@ -132,8 +138,9 @@ def _curves(series: dict[str, tracker.Series], stages: list[Any]) -> tuple[dict[
 
     for name in sorted(series, key=rank):
         _, stage, _, label = rank(name)
-        key = f"curve-{len(points)}"
-        drawing, points[key] = charts.curve(name, label, series[name])
-        last = float(series[name].value[-1])
-        groups.setdefault(stage, []).append((key, name, label, last, len(series[name].step), Markup(drawing)))
-    return groups, points
+        key, one = f"curve-{len(curves)}", series[name]
+        ends = {"x0": float(one.step[0]), "x1": float(one.step[-1])}
+        header = {**ends, "pixels": PIXELS, "scale": "linear", "series": [tracker.m4(one, pixels=PIXELS)]}
+        curves[key] = base64.b64encode(pack(header)).decode()
+        groups.setdefault(stage, []).append((key, name, label, float(one.value[-1]), len(one.step)))
+    return groups, curves

@@ -249,18 +249,6 @@ class Chart {
 
 let expanded = null; // the large chart, while it is open: the others wait
 
-function fitted(canvas, width, height) {
-  const ratio = Math.min(devicePixelRatio || 1, 2);
-  if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(height * ratio)) {
-    canvas.width = Math.round(width * ratio);
-    canvas.height = Math.round(height * ratio);
-  }
-  const ctx = canvas.getContext("2d");
-  ctx.setTransform(ratio, 0, 0, ratio, 0, 0);
-  ctx.clearRect(0, 0, width, height);
-  return ctx;
-}
-
 function spread(place) {
   return [place - 0.5, place + 0.5];
 }

@@ -14,20 +14,6 @@ const STROKE = 16; // segments a path: a long zigzag in one path costs many time
 const LEAST_LEFT = 56; // in steps of 8, so that a new tick's text seldom moves the columns
 const FONT = '11px system-ui, -apple-system, "Segoe UI", "Liberation Sans", sans-serif';
 
-// Colours of the page's theme as a canvas takes them. Asking costs a layout: they are kept until the theme changes.
-let keptColors = null;
-function themeColors() {
-  if (keptColors) return keptColors;
-  const probe = document.body.appendChild(document.createElement("span"));
-  const out = {};
-  for (const key of ["paper", "panel", "ink", "soft", "line", "bad", "accent"]) {
-    probe.style.color = `var(--${key})`;
-    out[key] = getComputedStyle(probe).color;
-  }
-  probe.remove();
-  return (keptColors = out);
-}
-
 // The place of each pixel column's middle, in units of x.
 function columnPlaces(series, header) {
   if (series.places) return series.places;
