@@ -137,7 +137,7 @@ class ColumnsFile(Source):
             raise ValueError(f"{self.path} is damaged at its end: restore the file")
         self._footer = json.loads(_decompress(footer))
         self.header = self._footer["header"]
-        self.stats = {name: Stat(*map(_number, entry[0])) for name, entry in self._footer["series"].items()}
+        self.stats = {name: Stat._make(map(_number, entry[0])) for name, entry in self._footer["series"].items()}
         self.events = [
             Event(kind, name, step, time, (number, i), blob, data[0] if data else None)
             for i, (kind, name, step, time, number, _, _, blob, *data) in enumerate(self._footer["events"])
@@ -201,7 +201,7 @@ def _decompress(data: bytes) -> bytes:
 
 
 def _number(value: Any) -> Any:
-    return f.SPECIAL[value] if isinstance(value, str) else value
+    return f.SPECIAL[value] if type(value) is str else value
 
 
 def compact(source: Source) -> Path:

@@ -15,13 +15,12 @@ import shutil
 import sqlite3
 import threading
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from moonlet.tracker import format as f
 from moonlet.tracker.logfile import Source
-from moonlet.tracker.reader import RunData, metric_files
+from moonlet.tracker.reader import KINDS, RunData
 
 DEPTH = 8  # folders below the root in which runs are looked for
 STALLED_SECONDS = 300.0  # without news: a run on another host, whose lock cannot be seen, counts as stalled
@@ -58,12 +57,12 @@ class Index:
 
     def scan(self) -> None:
         """Look at every folder; read those that changed."""
-        found = {run_id(folder): folder for folder in discover(self.root)}
+        found = {run_id(folder): (folder, stamp) for folder, stamp in discover(self.root).items()}
         for name in self.records.keys() - found.keys():
             self._forget(name)
-        for name, folder in found.items():
+        for name, (folder, stamp) in found.items():
             self._folders[name] = folder
-            self._look(name)
+            self._look(name, stamp)
         self._commit()
         self.scanning = False
 
@@ -76,14 +75,18 @@ class Index:
         """The sources of a run that is being written, which `poll` keeps. Hold `lock` while you use them."""
         return self._live.get(name)
 
-    def _look(self, name: str) -> None:
+    def _look(self, name: str, stamp: str | None = None) -> None:
+        """Read a run unless its `stamp` (None: look) is the one that was read."""
+        record = self.records.get(name)
+        known = self._stamps.get(name) if record and record["state"] not in ("running", "stalled") else None
+        if stamp is not None and stamp == known:
+            return None
         folder = self.folder(name)
         try:
-            stamp = stamp_of(folder)
+            stamp = stamp or stamp_of(folder)
             if stamp is None:
                 return self._forget(name)
-            record = self.records.get(name)
-            if record is not None and stamp == self._stamps.get(name) and record["state"] not in ("running", "stalled"):
+            if stamp == known:
                 return None
             data = self._live.get(name) or RunData(folder)
             with self.lock:
@@ -100,11 +103,13 @@ class Index:
         return None
 
     def _put(self, name: str, stamp: str, record: Record) -> None:
+        text = f.dumps(record).encode("utf-8", "replace").decode()
+        record = json.loads(text)
         with self.lock:
             self.version += 1
             self.records[name], self._stamps[name], self.changed[name] = record, stamp, self.version
             self.removed.pop(name, None)
-            row = (os.fsencode(self._folders[name]), stamp if record["state"] != "running" else "", f.dumps(record))
+            row = (os.fsencode(self._folders[name]), stamp if record["state"] != "running" else "", text)
             self._remember("INSERT OR REPLACE INTO run VALUES (?, ?, ?)", row)
 
     def _forget(self, name: str) -> None:
@@ -208,33 +213,37 @@ def run_id(folder: str) -> str:
     return hashlib.blake2b(folder.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
 
-def discover(root: Path) -> list[str]:
-    """Folders of runs, relative to the root; "" when the root is one. Runs may lie in runs. Links are not followed."""
-    found, waiting = [], [("", 0)]
+def discover(root: Path) -> dict[str, str]:
+    """Folders of runs, relative to the root, and their stamps; "" when the root is one. Runs may lie in runs. Links are
+    not followed."""
+    found, waiting, top = {}, [("", 0)], str(root)
     while waiting:
         folder, depth = waiting.pop()
+        place = os.path.join(top, folder)
         try:
-            with os.scandir(root / folder) as entries:
+            with os.scandir(place) as entries:
                 names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+            if "metrics" in names and (stamp := stamp_of(place)):
+                found[folder] = stamp
         except OSError:
             continue
-        if "metrics" in names and metric_files(root / folder):
-            found.append(folder)
         if depth < DEPTH:
             inner = (name for name in names if name != "metrics" and not name.startswith("."))
             waiting += [(os.path.join(folder, name), depth + 1) for name in inner]
     return found
 
 
-def stamp_of(folder: Path) -> str | None:
-    """Names, sizes and times of what a run's metrics hold; None when it holds no log."""
-    facts = []
-    with os.scandir(folder / "metrics") as entries:
+def stamp_of(folder: str | Path) -> str | None:
+    """Names, sizes and times of what a run's metrics hold; None when they hold no log."""
+    facts, logs = [], False
+    with os.scandir(os.path.join(folder, "metrics")) as entries:
         for entry in entries:
-            if entry.name.endswith((".log", ".columns", ".jsonl")):
+            log = entry.name[:6].isdecimal() and entry.name[entry.name.rfind(".") :] in KINDS
+            if (log or entry.name == "edits.jsonl") and entry.is_file(follow_symlinks=False):
                 status = entry.stat(follow_symlinks=False)
                 facts.append((entry.name, status.st_size, status.st_mtime_ns))
-    return repr(sorted(facts)) if any(name != "edits.jsonl" for name, *_ in facts) else None
+                logs |= log
+    return repr(sorted(facts)) if logs else None
 
 
 def locked(path: Path) -> bool:
@@ -269,11 +278,11 @@ def state_of(data: RunData) -> str:
 
 def updated(source: Source) -> float:
     times = [event.time for event in source.events[-1:]]
+    if source.path.suffix == ".columns":
+        return times[0] if times else float(source.header.get("started", 0))
     for path in (source.path, source.path.with_suffix(".tail")):
         with contextlib.suppress(OSError):
             times.append(path.stat().st_mtime)
-    if source.path.suffix == ".columns":
-        times = times[:1] or [float(source.header.get("started", 0))]
     return max(times, default=0.0)
 
 
@@ -281,8 +290,8 @@ def edits(folder: Path) -> tuple[Record, list[Record]]:
     """What the page's changes amount to, and the alerts that the board noted."""
     found: Record = {}
     alerts = []
-    with contextlib.suppress(OSError):
-        for line in (folder / "metrics" / "edits.jsonl").read_bytes().split(b"\n"):
+    with contextlib.suppress(OSError), open(os.path.join(folder, "metrics", "edits.jsonl"), "rb") as file:
+        for line in file:
             with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
                 entry = json.loads(line)
                 found.update({key: value for key, value in entry.get("set", {}).items() if key in EDITABLE})
@@ -337,7 +346,7 @@ def describe(data: RunData, name: str, folder: str) -> Record:
         "deleted": False,
     }
     changes = {key: value for key, value in edits(data.folder)[0].items() if value is not None or key == "color"}
-    return f.finite(json.loads(f.dumps(record | about | changes).encode("utf-8", "replace")))
+    return record | about | changes
 
 
 def broken(name: str, folder: str, why: str) -> Record:
@@ -352,4 +361,4 @@ def broken(name: str, folder: str, why: str) -> Record:
 
 def series_of(data: RunData) -> list[Record]:
     """SERIES of docs/tracker.md, by name."""
-    return [{"name": name, **asdict(stat)} for name, stat in sorted(data.stats().items())]
+    return [{"name": name, **stat._asdict()} for name, stat in sorted(data.stats().items())]

@@ -8,9 +8,8 @@ computed record by record. A record that is not all there yet (or was torn by a 
 import json
 import os
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,8 +21,7 @@ KEPT = {"config", "summary", "end", "gap", "about", "code", "edit"}  # events wh
 Points = tuple[np.ndarray, np.ndarray, np.ndarray]  # step int64 [N], time float64 [N], value float64 [N]
 
 
-@dataclass(frozen=True)
-class Stat:
+class Stat(NamedTuple):
     """Of one series in the order it was logged: `last` is that of the greatest step, `min` and `max` are finite."""
 
     points: int
@@ -55,8 +53,7 @@ class Stat:
         )
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(NamedTuple):
     """Where an event is in its file, and what a list shows of it. `data` only for the kinds in KEPT."""
 
     kind: str

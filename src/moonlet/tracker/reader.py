@@ -122,8 +122,9 @@ class RunData:
 def metric_files(folder: Path) -> dict[str, Path]:
     """The file of each writer by its stem; the compacted form where both are there."""
     found: dict[str, Path] = {}
+    place = os.path.join(folder, "metrics")
     try:
-        with os.scandir(folder / "metrics") as entries:
+        with os.scandir(place) as entries:
             names = [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
     except FileNotFoundError:
         return {}
@@ -131,7 +132,7 @@ def metric_files(folder: Path) -> dict[str, Path]:
         stem, dot, suffix = name.rpartition(".")
         kind = dot + suffix
         if kind in KINDS and stem[:6].isdecimal() and (stem not in found or kind == ".columns"):
-            found[stem] = folder / "metrics" / name
+            found[stem] = Path(place, name)
     return found
 
 
