@@ -55,15 +55,14 @@ def _torch() -> dict[str, Any]:
         return {"torch": None, "threads": None, "accelerator": None, "kernels": None}
     import torch
 
-    from moonlet.model.kernels.native import why_not
+    from moonlet.model.kernels.native import found
 
     accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    kernels = why_not() or "native, built for this processor"
     return {
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
         "accelerator": accelerator,
-        "kernels": kernels,
+        "kernels": found()[1],
     }
 
 

@@ -1,94 +1,56 @@
-"""The native kernels: plain C++ beside this file, compiled for this machine at first use, called through ctypes.
+"""The native kernels: plain C++ beside this file, called through ctypes.
 
-The sources know nothing of torch: C functions on float pointers, so a build takes seconds, needs only a C++ compiler,
-and `-march=native` gives whatever vectors the processor has. The library lies in the user's cache folder under a hash
-of sources, compiler and processor. ctypes releases the interpreter lock, so worker threads run kernels side by side.
-`library()` is None where there is no compiler or MOONLET_NATIVE=0 is set; everything then runs in PyTorch, slower.
-Shapes and formulas stand in each .cpp beside the function; the truth of each is its twin in plain PyTorch.
+`build.py` compiles them for this machine at first use, which gives whatever vectors the processor has; without a
+compiler the best library that the wheel brought compiled and the processor can run is taken (folder `prebuilt`).
+ctypes releases the interpreter lock, so worker threads run kernels side by side. `library()` is None where there is
+neither or MOONLET_NATIVE=0 is set; everything then runs in PyTorch, slower. Shapes and formulas stand in each .cpp
+beside the function; the truth of each is its twin in plain PyTorch.
 """
 
 import ctypes
 import functools
-import hashlib
 import os
-import platform
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-HERE = Path(__file__).parent
-# What -ffast-math allows, by name: with -ffast-math itself, GCC before 13 links code into the library that turns off
-# denormal numbers for the whole process. Infinities and NaN keep their meaning.
-MATH = ("-fassociative-math", "-freciprocal-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno")
-FLAGS = ("-O3", "-march=native", *MATH, "-ffp-contract=fast", "-std=c++17", "-fPIC", "-pthread")
+from moonlet.model.kernels.native.build import built, compiler, levels, processor
+
+PREBUILT = Path(__file__).parent / "prebuilt"
 
 
 @functools.cache
+def found() -> tuple[ctypes.CDLL | None, str]:
+    """The compiled kernels and one line that says which; or None, the reason and the fix."""
+    if os.environ.get("MOONLET_NATIVE") == "0":
+        return None, "native kernels are off (MOONLET_NATIVE=0): training runs in plain PyTorch, several times slower"
+    reason, fix = "no C++ compiler", "; install g++"
+    if compiler() is not None:
+        try:
+            return ctypes.CDLL(str(built())), "native, built here for this processor"
+        except (OSError, subprocess.CalledProcessError) as error:
+            detail = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+            reason, fix = f"the native kernels do not compile here ({detail[0] if detail else error})", ""
+    for level in levels(processor()):
+        try:
+            return ctypes.CDLL(str(PREBUILT / f"{level}.so")), f"native, prebuilt {level} ({reason})"
+        except OSError:  # not in this package, or made for a newer system
+            continue
+    return None, f"{reason}: training runs in plain PyTorch, several times slower{fix}"
+
+
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels, built where need be; None where that is not possible (`why_not` tells)."""
-    return None if why_not() else ctypes.CDLL(str(built()))
+    """The compiled kernels; None where there are none (`why_not` tells)."""
+    return found()[0]
 
 
-@functools.cache
 def why_not() -> str | None:
     """None when the native kernels work here, else one line: the reason and the fix."""
-    if os.environ.get("MOONLET_NATIVE") == "0":
-        return "native kernels are off (MOONLET_NATIVE=0): training runs in plain PyTorch, several times slower"
-    if compiler() is None:
-        return "no C++ compiler: training runs in plain PyTorch, several times slower; install g++"
-    try:
-        built()
-    except (OSError, subprocess.CalledProcessError) as error:
-        detail = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-        return f"the native kernels do not compile here ({detail[0] if detail else error}): training is slower"
-    return None
-
-
-def compiler() -> str | None:
-    return next((path for name in ("g++", "c++", "clang++") if (path := shutil.which(name))), None)
-
-
-def run(command: list[str]) -> str:
-    """Standard output of a compiler; CalledProcessError with its complaint."""
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-
-@functools.cache
-def built() -> Path:
-    """Path of the shared library for these sources, this compiler and this processor."""
-    sources = sorted(HERE.glob("*.cpp"))
-    command = [str(compiler()), *FLAGS]
-    version = run([command[0], "--version"])
-    key = hashlib.sha256("\n".join([*command, version, processor()]).encode())
-    for path in [*sources, *sorted(HERE.glob("*.h"))]:
-        key.update(path.read_bytes())
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moonlet"
-    path = folder / f"kernels-{key.hexdigest()[:16]}.so"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:  # whole or not at all, whoever else builds now
-            objects = [f"{scratch}/{source.stem}.o" for source in sources]
-            with ThreadPoolExecutor() as pool:  # one compiler a file, side by side
-                list(pool.map(run, ([*command, "-c", str(s), "-o", o] for s, o in zip(sources, objects))))
-            made = Path(scratch) / path.name
-            run([*command, "-shared", *objects, "-o", str(made), "-lm"])
-            made.replace(path)
-    return path
-
-
-def processor() -> str:
-    """What `-march=native` depends on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine() + platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
+    kernels, line = found()
+    return line if kernels is None else None
 
 
 @torch.compiler.assume_constant_result  # else torch.compile would trace the build

@@ -7,11 +7,18 @@
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
+// Without fused products the reduction must stay two steps: joined into one, as -fassociative-math may, they lose bits.
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12 && !defined(__FMA__)
+#define APART(x) __builtin_assoc_barrier(x)
+#else
+#define APART(x) (x)
+#endif
+
 static inline float fast_exp(float x) {
     x = x < -87.0f ? -87.0f : x;
     x = x > 87.0f ? 87.0f : x;
     const float n = std::nearbyint(x * 1.44269504f);
-    const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    const float r = APART(x - n * 0.693359375f) + n * 2.12194440e-4f;
     float p = 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
