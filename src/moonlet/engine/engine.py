@@ -110,7 +110,9 @@ class Engine:
         grammar = self.grammar(tools or [], thinking, tool_choice, structure)
         request = Request(prompt, params, seed, stop, self.thinking(params, thinking), priority, grammar)
         self.scheduler.submit(request)
-        return self._pieces(request, self.format.StreamParser(thinking, tools or []))
+        pieces = self._pieces(request, self.format.StreamParser(thinking, tools or []))
+        next(pieces)  # a generator that has not begun does nothing when it is closed
+        return pieces
 
     def grammar(
         self,
@@ -148,6 +150,7 @@ class Engine:
         pieces, stops = self.tokenizer.stream(), StopStrings(request.asked.stop)
         made, called, finish = 0, False, None
         try:
+            yield {}
             while finish is None:
                 out: list[dict[str, Any]] = []
                 for one in arrived(request.out):
