@@ -15,7 +15,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moonlet.model.config import ModelConfig
@@ -23,6 +22,7 @@ from moonlet.model.kernels.conv import conv_qkv
 from moonlet.model.kernels.gated_norm import gated_norm
 from moonlet.model.kernels.kda import delta_rule
 from moonlet.model.kernels.kda.gate import kda_gate
+from moonlet.model.linear import Linear, product
 from moonlet.model.norm import RMSNorm
 
 
@@ -41,24 +41,24 @@ class KDA(nn.Module):
         width = c.kda("short_conv_kernel_size", 4)
         self.num_heads, self.head_dim, self.l2_eps = H, K, c.l2_eps
         self.lower_bound: float | None = c.kda("gate_lower_bound")
-        self.q_proj = nn.Linear(d, H * K, bias=False)
-        self.k_proj = nn.Linear(d, H * K, bias=False)
-        self.v_proj = nn.Linear(d, H * K, bias=False)
+        self.q_proj = Linear(d, H * K)
+        self.k_proj = Linear(d, H * K)
+        self.v_proj = Linear(d, H * K)
         self.q_conv1d = nn.Conv1d(H * K, H * K, width, groups=H * K, bias=False)
         self.k_conv1d = nn.Conv1d(H * K, H * K, width, groups=H * K, bias=False)
         self.v_conv1d = nn.Conv1d(H * K, H * K, width, groups=H * K, bias=False)
-        self.f_a_proj = nn.Linear(d, K, bias=False)
-        self.f_b_proj = nn.Linear(K, H * K, bias=False)
-        self.b_proj = nn.Linear(d, H, bias=False)
+        self.f_a_proj = Linear(d, K)
+        self.f_b_proj = Linear(K, H * K)
+        self.b_proj = Linear(d, H)
         if c.kda("use_full_rank_gate"):
-            self.g_proj = nn.Linear(d, H * K, bias=False)
+            self.g_proj = Linear(d, H * K)
         else:
-            self.g_a_proj = nn.Linear(d, K, bias=False)
-            self.g_b_proj = nn.Linear(K, H * K, bias=False)
+            self.g_a_proj = Linear(d, K)
+            self.g_b_proj = Linear(K, H * K)
         self.A_log = nn.Parameter(torch.zeros(H))
         self.dt_bias = nn.Parameter(torch.zeros(H * K))
         self.o_norm = RMSNorm(K, c.rms_norm_eps)
-        self.o_proj = nn.Linear(H * K, d, bias=False)
+        self.o_proj = Linear(H * K, d)
 
     def init_gates(self, generator: torch.Generator) -> None:
         """dt log-uniform in [1e-3, 1e-1] through the inverse softplus; A_log 0 (bounded gate) or log U(1, 16)."""
@@ -71,7 +71,8 @@ class KDA(nn.Module):
         self, x: Tensor, segments: Tensor | None = None, state: KDAState | None = None, valid: Tensor | None = None
     ) -> Tensor:
         """x [B, T, d] -> [B, T, d]; `state` is read and updated in place of its fields."""
-        qkv = F.linear(x, torch.cat([self.q_proj.weight, self.k_proj.weight, self.v_proj.weight]))
+        joint = torch.cat([self.q_proj.weight, self.k_proj.weight, self.v_proj.weight])
+        qkv = product(x, joint, self.q_proj.bf16)
         taps = torch.cat([self.q_conv1d.weight, self.k_conv1d.weight, self.v_conv1d.weight]).squeeze(1)
         past, S = (None, None) if state is None else (state.conv, state.S)
         q, k, v = conv_qkv(qkv, taps, past, segments, self.num_heads, self.l2_eps)

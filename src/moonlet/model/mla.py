@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from moonlet.model.config import ModelConfig
 from moonlet.model.kernels.attention import attention
 from moonlet.model.kernels.glu import sigmoid_gate
+from moonlet.model.linear import Linear
 from moonlet.model.norm import RMSNorm
 from moonlet.model.rope import inverse_frequencies, rotate, softmax_scale
 
@@ -38,17 +39,17 @@ class MLA(nn.Module):
         if not c.mla_use_nope:
             self.frequencies, self.rope_factor = inverse_frequencies(c)
         if c.q_lora_rank is None:
-            self.q_proj = nn.Linear(d, H * (self.nope + self.rope), bias=False)
+            self.q_proj = Linear(d, H * (self.nope + self.rope))
         else:
-            self.q_a_proj = nn.Linear(d, c.q_lora_rank, bias=False)
+            self.q_a_proj = Linear(d, c.q_lora_rank)
             self.q_a_layernorm = RMSNorm(c.q_lora_rank, c.mla_norm_eps)
-            self.q_b_proj = nn.Linear(c.q_lora_rank, H * (self.nope + self.rope), bias=False)
-        self.kv_a_proj_with_mqa = nn.Linear(d, c.kv_lora_rank + self.rope, bias=False)
+            self.q_b_proj = Linear(c.q_lora_rank, H * (self.nope + self.rope))
+        self.kv_a_proj_with_mqa = Linear(d, c.kv_lora_rank + self.rope)
         self.kv_a_layernorm = RMSNorm(c.kv_lora_rank, c.mla_norm_eps)
-        self.kv_b_proj = nn.Linear(c.kv_lora_rank, H * (self.nope + self.v_head_dim), bias=False)
+        self.kv_b_proj = Linear(c.kv_lora_rank, H * (self.nope + self.v_head_dim))
         if c.mla_use_output_gate:
-            self.g_proj = nn.Linear(d, H * self.v_head_dim, bias=False)
-        self.o_proj = nn.Linear(H * self.v_head_dim, d, bias=False)
+            self.g_proj = Linear(d, H * self.v_head_dim)
+        self.o_proj = Linear(H * self.v_head_dim, d)
 
     def project(self, x: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """q [B, T, H, nope+rope], normed latent c [B, T, r], shared key slice k_r [B, T, rope]."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from moonlet.model.attn_res import AttnResMix
 from moonlet.model.config import ModelConfig
 from moonlet.model.kda import KDA, KDAState
+from moonlet.model.linear import Linear
 from moonlet.model.mla import MLA, MLAState
 from moonlet.model.moe import MLP, MoE, RouterStats
 from moonlet.model.norm import RMSNorm
@@ -93,7 +94,7 @@ class Model(nn.Module):
         if c.attn_res_block_size is not None:
             self.output_attn_res = AttnResMix(c.hidden_size, c.rms_norm_eps)
         self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
-        self.lm_head = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
+        self.lm_head = Linear(c.hidden_size, c.vocab_size)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> "Model":
