@@ -57,7 +57,7 @@ def pick(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, T
         ordered[ordered.cumsum(-1) - ordered >= sampling.top_p] = 0
         p = torch.zeros_like(p).scatter_(1, order, ordered)
     mass = p.double().cumsum(-1)
-    token = torch.searchsorted(mass, uniform.double()[:, None] * mass[:, -1:], right=True)[:, 0]
+    token = torch.searchsorted(mass, uniform.to(mass)[:, None] * mass[:, -1:], right=True)[:, 0]
     token = token.clamp(max=p.shape[-1] - 1)
     return token, logprobs.gather(1, token[:, None])[:, 0]
 
@@ -67,7 +67,7 @@ class Decoder:
 
     def __init__(self, model: Model, packed: PackedModel | None = None) -> None:
         """packed: the model as it is to be decoded, where it is not its fp32 self."""
-        self.model = model
+        self.model, self.device = model, model.embed_tokens.weight.device
         self.packed = packed or (PackedModel(model) if can_pack(model) else None)
 
     @torch.no_grad()
@@ -77,7 +77,7 @@ class Decoder:
         rows_of.reserve(cache, int(cache.lengths.max()) + longest)
         if self.packed is not None:
             return self.packed.decode(in_rows(cache), rows, queues)
-        at = torch.tensor(rows)
+        at = torch.tensor(rows, device=self.device)
         part = rows_of.select(cache, at)
         hidden = self.plain(part, queues)
         rows_of.put(cache, at, part)
@@ -101,14 +101,16 @@ class Decoder:
         cache = pool.gather(sequences, max(len(q) for q in queues))
         hidden = self.plain(cache, queues)
         pool.scatter(sequences, cache)
-        return self.model.lm_head(torch.cat([row[len(q) - n : len(q)] for row, q, n in zip(hidden, queues, wanted)]))
+        last = torch.cat([row[len(q) - n : len(q)] for row, q, n in zip(hidden, queues, wanted)])
+        return self.model.lm_head(last).float().cpu()  # where the sampler is
 
     def plain(self, cache: Cache, queues: Sequence[Sequence[int]]) -> Tensor:
         """Without kernels: all rows of a cache as one right-padded block; hidden states [n, longest, d]."""
         lengths = torch.tensor([len(q) for q in queues])
         longest = int(lengths.max())
-        tokens = torch.tensor([[*q, *[0] * (longest - len(q))] for q in queues])
-        return self.model.hidden(tokens, cache=cache, valid=torch.arange(longest) < lengths[:, None])[0]
+        tokens = torch.tensor([[*q, *[0] * (longest - len(q))] for q in queues], device=self.device)
+        valid = (torch.arange(longest) < lengths[:, None]).to(self.device)
+        return self.model.hidden(tokens, cache=cache, valid=valid)[0]
 
     def prefill(self, prompts: list[list[int]], room: int) -> tuple[Cache, Tensor]:
         """Cache of all prompts and the logits after each; the common prefix runs once."""

@@ -16,14 +16,14 @@ def bits_per_byte(
 ) -> tuple[float, float, float]:
     """(bits per byte, low, high) over documents; each cut to `context` tokens, interval over documents."""
     eos = tokenizer.special["[EOS]"]
-    ratios, weights = [], []
+    ratios, weights, device = [], [], model.embed_tokens.weight.device
     for text in texts:
         ids = [*tokenizer.encode(text), eos][:context]
         size = len(tokenizer.decode(ids[:-1] if len(ids) > 1 else ids).encode())
         if len(ids) < 2 or not size:
             continue
-        logits = model(torch.tensor([ids]))[0, :-1]
-        nats = float(F.cross_entropy(logits, torch.tensor(ids[1:]), reduction="sum"))
+        logits = model(torch.tensor([ids], device=device))[0, :-1]
+        nats = float(F.cross_entropy(logits, torch.tensor(ids[1:], device=device), reduction="sum"))
         ratios.append(nats / math.log(2))
         weights.append(size)
     total = sum(weights)

@@ -6,7 +6,7 @@
 The bias b only chooses; it has no gradient and is moved by `optim.balance` from the numbers in RouterStats.
 Shapes (suffix legend: N tokens, D hidden, L latent, I expert width, E experts, k per token, c rows per expert):
 experts are stacks w1, w3 [E, I, L] and w2 [E, L, I]. Dispatch (`kernels.experts`): sort the N*k assignments by expert
-and run each expert on its rows. No token is dropped. Small blocks (decoding) run all experts.
+and run each expert on its rows. No token is dropped. Small blocks (decoding) run all experts, but not on a GPU.
 """
 
 from dataclasses import dataclass
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from moonlet.model.config import ModelConfig
-from moonlet.model.kernels.experts import routed_experts, stacked
+from moonlet.model.kernels.experts import grouped_usable, routed_experts, stacked
 from moonlet.model.kernels.glu import glu
+from moonlet.model.linear import Linear
 from moonlet.model.norm import RMSNorm
 
 
@@ -35,9 +36,9 @@ class MLP(nn.Module):
     def __init__(self, c: ModelConfig, width: int) -> None:
         super().__init__()
         self.act = (c.hidden_act, c.activation_situ_beta, c.activation_situ_linear_beta)
-        self.gate_proj = nn.Linear(c.hidden_size, width, bias=False)
-        self.up_proj = nn.Linear(c.hidden_size, width, bias=False)
-        self.down_proj = nn.Linear(width, c.hidden_size, bias=False)
+        self.gate_proj = Linear(c.hidden_size, width)
+        self.up_proj = Linear(c.hidden_size, width)
+        self.down_proj = Linear(width, c.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(glu(self.gate_proj(x), self.up_proj(x), *self.act))
@@ -45,6 +46,8 @@ class MLP(nn.Module):
 
 class Experts(nn.Module):
     """The stacked routed experts."""
+
+    bf16 = False  # as of model/linear.py
 
     def __init__(self, c: ModelConfig, width_in: int) -> None:
         super().__init__()
@@ -56,16 +59,16 @@ class Experts(nn.Module):
 
     def routed(self, z_NL: Tensor, chosen: Tensor, p: Tensor) -> Tensor:
         """sum_i p_i E_i(z), each expert on the rows that chose it."""
-        if z_NL.shape[0] <= 256 and not torch.is_grad_enabled():
+        if z_NL.shape[0] <= 256 and not torch.is_grad_enabled() and not grouped_usable(z_NL, self.w1):
             return self.all_experts(z_NL, chosen, p)
-        return routed_experts(z_NL, chosen, p, self.w1, self.w3, self.w2, self.act)
+        return routed_experts(z_NL, chosen, p, self.w1, self.w3, self.w2, self.act, self.bf16)
 
     def all_experts(self, z_NL: Tensor, chosen: Tensor, p: Tensor) -> Tensor:
         """The same sum for a few tokens: every expert on every token, weights zero where not chosen."""
         E = self.w1.shape[0]
         out_ENL = stacked(z_NL.expand(E, *z_NL.shape), self.w1, self.w3, self.w2, self.act)
         p_NE = p.new_zeros(p.shape[0], E).scatter_(1, chosen, p)
-        return torch.einsum("enl,ne->nl", out_ENL, p_NE).to(z_NL.dtype)
+        return torch.einsum("enl,ne->nl", out_ENL, p_NE.to(out_ENL.dtype)).to(z_NL.dtype)
 
 
 class Router(nn.Module):
@@ -99,8 +102,8 @@ class MoE(nn.Module):
         latent = c.routed_expert_hidden_size
         self.gate = Router(c)
         if latent is not None:
-            self.routed_expert_down_proj = nn.Linear(c.hidden_size, latent, bias=False)
-            self.routed_expert_up_proj = nn.Linear(latent, c.hidden_size, bias=False)
+            self.routed_expert_down_proj = Linear(c.hidden_size, latent)
+            self.routed_expert_up_proj = Linear(latent, c.hidden_size)
             if c.latent_moe_use_norm:
                 self.routed_expert_norm = RMSNorm(latent, c.rms_norm_eps)
         self.experts = Experts(c, latent or c.hidden_size)

@@ -39,8 +39,9 @@ def mxfp4_codes(w: Tensor) -> tuple[Tensor, Tensor]:
     _, exponent = torch.frexp(amax)  # amax = m 2^exponent with m in [0.5, 1): floor(log2 amax) = exponent - 1
     e = torch.where(amax > 0, exponent - 3, torch.full_like(exponent, -127)).clamp(-127, 127)
     magnitude = torch.ldexp(x.abs(), -e.unsqueeze(-1))
-    low = torch.bucketize(magnitude, BORDERS, right=False)  # border goes to the lower code
-    high = torch.bucketize(magnitude, BORDERS, right=True)  # border goes to the upper code
+    borders = BORDERS.to(w.device)
+    low = torch.bucketize(magnitude, borders, right=False)  # border goes to the lower code
+    high = torch.bucketize(magnitude, borders, right=True)  # border goes to the upper code
     code = torch.where(low % 2 == 0, low, high)
     code = code + 8 * (torch.signbit(x) & (code > 0))
     return code.flatten(-2).to(torch.uint8), (e + 127).to(torch.uint8)
@@ -48,7 +49,7 @@ def mxfp4_codes(w: Tensor) -> tuple[Tensor, Tensor]:
 
 def mxfp4_values(code: Tensor, scale: Tensor) -> Tensor:
     """Codes and scale bytes back to fp32 [..., out, in]."""
-    value = FP4[(code & 7).long()] * torch.where(code >= 8, -1.0, 1.0)
+    value = FP4.to(code.device)[(code & 7).long()] * torch.where(code >= 8, -1.0, 1.0)
     return torch.ldexp(groups(value), scale.int().unsqueeze(-1) - 127).flatten(-2)
 
 
@@ -119,13 +120,13 @@ def unpack_mxfp4(packed: Tensor) -> Tensor:
 def pack_int4(code: Tensor) -> Tensor:
     """Codes int8 [..., in] -> int32 [..., in/8], element i in bits 4*(i%8)."""
     nibbles = (code.int() + 8).unflatten(-1, (-1, 8)).long()
-    word = (nibbles << (4 * torch.arange(8))).sum(-1)
+    word = (nibbles << (4 * torch.arange(8, device=code.device))).sum(-1)
     return torch.where(word >= 2**31, word - 2**32, word).int()
 
 
 def unpack_int4(packed: Tensor) -> Tensor:
     word = packed.long() & 0xFFFFFFFF
-    return (((word.unsqueeze(-1) >> (4 * torch.arange(8))) & 15) - 8).flatten(-2).to(torch.int8)
+    return (((word.unsqueeze(-1) >> (4 * torch.arange(8, device=packed.device))) & 15) - 8).flatten(-2).to(torch.int8)
 
 
 def unpacked(packed: Tensor, scale: Tensor, format: str) -> Tensor:

@@ -3,8 +3,9 @@
     q, k = L2norm(SiLU(conv(x))), q times K^-0.5,  v = SiLU(conv(x));   L2norm(x) = x / sqrt(sum x^2 + eps)
 
 `conv_qkv_torch` is the plain form, `native_conv_qkv` the same function in native/conv.cpp (fp32 on a CPU; no gradient
-for `past`); `conv_qkv` takes the one that can. x [B, T, 3*H*K]: all of q, then k, then v; taps [3*H*K, width]; past
-[B, width-1, 3*H*K] or None (zeros); segments [B, T] or None; -> q, k, v [B, T, H, K] fp32.
+for `past`), `gpu.fla_conv_qkv` on a GPU; `conv_qkv` takes the one that can. x [B, T, 3*H*K]: all of q, then k, then v;
+taps [3*H*K, width]; past [B, width-1, 3*H*K] or None (zeros); segments [B, T] or None; -> q, k, v [B, T, H, K] fp32
+(fla's: as x).
 """
 
 import torch
@@ -12,13 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from moonlet.model.kernels import gpu
 from moonlet.model.kernels.native import kernel, usable
 
 
 def short_conv(x: Tensor, weight: Tensor, past: Tensor | None, segments: Tensor | None) -> Tensor:
     """Causal depthwise convolution + SiLU. x [B, T, C], weight [C, width], past [B, width-1, C] (zeros if None)."""
     width, T = weight.shape[1], x.shape[1]
-    padded = F.pad(x, (0, 0, width - 1, 0)) if past is None else torch.cat([past, x], dim=1)
+    padded = F.pad(x, (0, 0, width - 1, 0)) if past is None else torch.cat([past.to(x.dtype), x], dim=1)
     if segments is None:
         y = F.conv1d(padded.transpose(1, 2), weight.unsqueeze(1), groups=weight.shape[0]).transpose(1, 2)
         return F.silu(y)
@@ -38,6 +40,8 @@ def l2norm(x: Tensor, eps: float) -> Tensor:
 def conv_qkv(
     x: Tensor, taps: Tensor, past: Tensor | None, segments: Tensor | None, heads: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if past is None and gpu.usable(x, taps):
+        return gpu.fla_conv_qkv(x, taps, segments, heads, eps)
     return (native_conv_qkv if usable(x, taps, past) else conv_qkv_torch)(x, taps, past, segments, heads, eps)
 
 

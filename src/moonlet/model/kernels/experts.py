@@ -4,12 +4,15 @@ Shapes (suffix legend: N tokens, L width in and out, I expert width, E experts, 
 z [N, L], chosen and p [N, k], w1, w3 [E, I, L], w2 [E, L, I] -> u [N, L]. No token is dropped. `routed_torch` is the
 truth, and the form for other dtypes and devices: assignments sorted by expert, each expert padded to the fullest one,
 one batched product a projection. The native form needs no padding; for the backward pass it keeps gate and up, joint
-and in sorted order [N k, 2 I].
+and in sorted order [N k, 2 I]. On a GPU in bf16, torch's grouped products take the sorted rows as they are; no count
+of rows goes to the CPU (unchecked on a GPU so far).
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from moonlet.model.kernels import gpu
 from moonlet.model.kernels.glu import native_betas
 from moonlet.model.kernels.native import kernel, usable
 from moonlet.model.norm import glu
@@ -41,6 +44,34 @@ def routed_torch(z_NL: Tensor, chosen: Tensor, p: Tensor, w1: Tensor, w3: Tensor
     return u.to(z_NL.dtype)
 
 
+def grouped_usable(z_NL: Tensor, w1: Tensor) -> bool:
+    """True where F.grouped_mm has a kernel: bf16 on a GPU, rows of whole 16 bytes."""
+    return gpu.here(z_NL, w1) and z_NL.dtype == w1.dtype == torch.bfloat16 and not any(n % 8 for n in w1.shape[1:])
+
+
+def routed_grouped(z_NL: Tensor, chosen: Tensor, p: Tensor, w1: Tensor, w3: Tensor, w2: Tensor, act: Act) -> Tensor:
+    """Products in bf16, all else in the dtype of z."""
+    N, k = chosen.shape
+    expert, order = chosen.reshape(-1).sort(stable=True)  # assignments grouped by expert
+    ends = torch.searchsorted(expert, torch.arange(w1.shape[0], device=expert.device), right=True).int()
+
+    def product(x: Tensor, w: Tensor) -> Tensor:
+        return F.grouped_mm(x.bfloat16(), w.bfloat16().transpose(1, 2), offs=ends).to(x.dtype)
+
+    x = z_NL[order // k]
+    out = product(glu(product(x, w1), product(x, w3), *act), w2)
+    where = torch.empty_like(order).scatter_(0, order, torch.arange(N * k, device=order.device))
+    return (out[where].view(N, k, -1) * p.unsqueeze(-1)).sum(1).to(z_NL.dtype)
+
+
+def routed_bf16(z_NL: Tensor, chosen: Tensor, p: Tensor, w1: Tensor, w3: Tensor, w2: Tensor, act: Act) -> Tensor:
+    """fp32 in and out, products with bf16 operands on a CPU."""
+    if all(n % 8 == 0 for n in w1.shape[1:]):
+        return routed_grouped(z_NL, chosen, p, w1, w3, w2, act)
+    z, *weights = (t.bfloat16() for t in (z_NL, w1, w3, w2))
+    return routed_torch(z, chosen, p, *weights, act).to(z_NL.dtype)
+
+
 class RoutedExperts(torch.autograd.Function):
     """Contiguous fp32 tensors on the CPU, chosen int64."""
 
@@ -69,4 +100,5 @@ def routed_experts(z_NL: Tensor, chosen: Tensor, p: Tensor, w1: Tensor, w3: Tens
     if usable(z_NL, p, w1, w3, w2):
         z_NL, chosen, p = z_NL.contiguous(), chosen.contiguous(), p.contiguous()
         return RoutedExperts.apply(z_NL, chosen, p, w1, w3, w2, *native_betas(*act))
-    return routed_torch(z_NL, chosen, p, w1, w3, w2, act)
+    form = routed_grouped if grouped_usable(z_NL, w1) else routed_torch
+    return form(z_NL, chosen, p, w1, w3, w2, act)

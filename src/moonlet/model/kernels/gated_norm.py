@@ -18,7 +18,7 @@ def gated_norm(o: Tensor, weight: Tensor, gate: Tensor, eps: float) -> Tensor:
 
 
 def gated_norm_torch(o: Tensor, weight: Tensor, gate: Tensor, eps: float) -> Tensor:
-    return F.rms_norm(o, o.shape[-1:], weight, eps).flatten(2) * torch.sigmoid(gate)
+    return F.rms_norm(o, o.shape[-1:], weight.to(o.dtype), eps).flatten(2) * torch.sigmoid(gate)
 
 
 def native_gated_norm(o: Tensor, weight: Tensor, gate: Tensor, eps: float) -> Tensor:

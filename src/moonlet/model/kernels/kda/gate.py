@@ -2,8 +2,8 @@
 
     z = raw + dt_bias,  A = e^A_log:   g = lower sigmoid(A z)  (bounded, lower = -5)   or   g = -A softplus(z)
 
-`kda_gate_torch` is the plain form, `native_kda_gate` the same function in native/kda_gate.cpp (fp32 on a CPU);
-`kda_gate` takes the one that can.
+`kda_gate_torch` is the plain form, `native_kda_gate` the same function in native/kda_gate.cpp (fp32 on a CPU),
+`gpu.fla_kda_gate` on a GPU; `kda_gate` takes the one that can.
 raw [B, T, H*K], dt_bias [H*K], A_log [H], lower a number or None -> g [B, T, H, K] <= 0.
 """
 
@@ -12,11 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from moonlet.model.kernels import gpu
 from moonlet.model.kernels.native import kernel, usable
 
 
 def kda_gate(raw: Tensor, dt_bias: Tensor, A_log: Tensor, lower: float | None) -> Tensor:
-    return (native_kda_gate if usable(raw, dt_bias, A_log) else kda_gate_torch)(raw, dt_bias, A_log, lower)
+    if usable(raw, dt_bias, A_log):
+        return native_kda_gate(raw, dt_bias, A_log, lower)
+    return (gpu.fla_kda_gate if gpu.usable(raw, dt_bias, A_log) else kda_gate_torch)(raw, dt_bias, A_log, lower)
 
 
 def kda_gate_torch(raw: Tensor, dt_bias: Tensor, A_log: Tensor, lower: float | None) -> Tensor:
