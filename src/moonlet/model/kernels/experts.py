@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moonlet.model.kernels import gpu
+from moonlet.model.kernels.glu import glu as fused_glu
 from moonlet.model.kernels.glu import native_betas
 from moonlet.model.kernels.native import kernel, usable
 from moonlet.model.norm import glu
@@ -59,7 +60,7 @@ def routed_grouped(z_NL: Tensor, chosen: Tensor, p: Tensor, w1: Tensor, w3: Tens
         return F.grouped_mm(x.bfloat16(), w.bfloat16().transpose(1, 2), offs=ends).to(x.dtype)
 
     x = z_NL[order // k]
-    out = product(glu(product(x, w1), product(x, w3), *act), w2)
+    out = product(fused_glu(product(x, w1), product(x, w3), *act), w2)
     where = torch.empty_like(order).scatter_(0, order, torch.arange(N * k, device=order.device))
     return (out[where].view(N, k, -1) * p.unsqueeze(-1)).sum(1).to(z_NL.dtype)
 
@@ -95,8 +96,12 @@ class RoutedExperts(torch.autograd.Function):
         return d_z, None, d_p, *d_weights, None, None
 
 
-def routed_experts(z_NL: Tensor, chosen: Tensor, p: Tensor, w1: Tensor, w3: Tensor, w2: Tensor, act: Act) -> Tensor:
-    """sum_i p_i E_i(z): z [N, L], chosen and p [N, k] -> [N, L]."""
+def routed_experts(
+    z_NL: Tensor, chosen: Tensor, p: Tensor, w1: Tensor, w3: Tensor, w2: Tensor, act: Act, bf16: bool = False
+) -> Tensor:
+    """sum_i p_i E_i(z): z [N, L], chosen and p [N, k] -> [N, L]; with bf16 as model/linear.py says."""
+    if bf16:
+        return routed_bf16(z_NL, chosen, p, w1, w3, w2, act)
     if usable(z_NL, p, w1, w3, w2):
         z_NL, chosen, p = z_NL.contiguous(), chosen.contiguous(), p.contiguous()
         return RoutedExperts.apply(z_NL, chosen, p, w1, w3, w2, *native_betas(*act))
