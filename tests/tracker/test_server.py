@@ -3,6 +3,8 @@
 import http.client
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.parse
@@ -11,8 +13,9 @@ import numpy as np
 import pytest
 import uvicorn
 
-from moonlet.tracker import Histogram, Image, Rollout, Run, Table, Text, read, server, wire
+from moonlet.tracker import Histogram, Image, Rollout, Run, Table, Text, compact, read, server, wire
 from moonlet.tracker.guard import WRITES, host_name
+from moonlet.tracker.index import Index
 from moonlet.tracker.push import Pusher
 
 
@@ -101,9 +104,6 @@ def test_the_table(board, ids):
     assert board.get("/api/runs", sort="name", offset=1, limit=2, columns="name")["rows"] == [["r1"], ["r2"]]
     fields = board.get("/api/fields")
     assert {"name": "model.depth", "runs": 4} in fields["config"] and fields["tags"] == [{"name": "even", "runs": 2}]
-    groups = board.get("/api/groups", by="config.model.depth", of="config.lr")["groups"]
-    (even,) = [group for group in groups if group["key"] == [0]]
-    assert even["n"] == 2 and even["mean"] == pytest.approx(0.505) and set(even["runs"]) == {ids[2], ids[0]}
     diff = board.post("/api/diff", {"runs": ids[:2]}, token=False)
     assert diff["keys"][0] == {"key": "lr", "values": [1.0, 0.1], "same": False}
 
@@ -128,7 +128,15 @@ def test_a_run_and_its_media(board, ids):
     assert prompts[0]["prompt"] == "17*23?" and [one["run"] for one in prompts[0]["rollouts"]] == ids[:2]
     points = board.get(f"/api/runs/{ids[0]}/points", name="loss")
     assert points["value"] == read(board.board.index.folder(ids[0]))["loss"].value.tolist()
-    assert board.send("GET", f"/api/runs/{ids[0]}/points?name=loss&format=csv")[1].startswith(b"step,time,value\r\n0,")
+    assert points["next"] is None
+    page = board.get(f"/api/runs/{ids[0]}/points", name="loss", offset=2500, limit=400)
+    assert (
+        page["next"] == 2900
+        and page["step"] == points["step"][2500:2900]
+        and page["value"] == points["value"][2500:2900]
+    )
+    rows = board.send("GET", f"/api/runs/{ids[0]}/points?name=loss&format=csv")[1].decode().splitlines()
+    assert rows[0] == "step,time,value" and [float(row.split(",")[2]) for row in rows[1:]] == points["value"]
 
 
 @pytest.mark.parametrize("x", ["step", "time", "relative", "tokens"])
@@ -302,7 +310,9 @@ def test_bad_requests_are_4xx(board, ids):
         "/api/runs?sort=nope",
         "/api/runs?limit=-1",
         "/api/runs?filter=a.b",
-        "/api/groups",
+        "/api/runs?limit=x",
+        f"/api/runs/{ids[0]}/points",
+        f"/api/runs/{ids[0]}/points?name=loss&limit=2000000",
         "/api/changes?wait=99",
     ):
         assert board.send("GET", path)[0] == 400, path
@@ -316,6 +326,10 @@ def test_bad_requests_are_4xx(board, ids):
         {"smooth": 1},
         {"x0": 5, "x1": 1},
         {"series": 1},
+        {"series": [{"run": ids[0]}]},
+        {"series": [{"run": ids[0], "name": "loss", "attempt": True}]},
+        {"x0": "1"},
+        {"series": [{"run": ids[0], "name": "loss"}] * 2001},
     ):
         assert board.send("POST", "/api/m4", {**m4, **change})[0] == 400, change
     assert board.send("POST", "/api/m4", {"series": [{"run": "nope", "name": "loss"}]})[0] == 404
@@ -364,3 +378,28 @@ def test_push_arrives_whole_after_failures(tmp_path):
     assert read(tmp_path / "store" / "mine")["loss"].value.tolist() == read(tmp_path / "spool")["loss"].value.tolist()
     with pytest.raises(ValueError, match="letters"):
         Pusher("http://x", "t", tmp_path, "../up")
+
+
+def test_a_start_waits_for_no_slow_import():
+    code = "import sys, moonlet.tracker.server; print(*{'numpy', 'fastapi', 'pydantic', 'duckdb'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
+
+
+def test_a_bad_log_is_tried_once_and_again_when_it_changed(tmp_path, monkeypatch):
+    with Run(tmp_path / "r") as run:
+        run.log({"loss": 1.0}, 0)
+    path = run.path
+    path.write_bytes(path.read_bytes() + b"damage" * 9)
+    index = Index(tmp_path)
+    index.scan()
+    looked = []
+    monkeypatch.setattr(compact, "compact_run", lambda folder, *ages: looked.append(folder))
+    monkeypatch.setattr(compact, "ENDED_SECONDS", -1.0)
+    refused = set()
+    for _ in range(3):
+        compact.compact_one(index, refused)
+    assert len(looked) == 1
+    path.write_bytes(path.read_bytes() + b"more")
+    index.scan()
+    compact.compact_one(index, refused)
+    assert len(looked) == 2

@@ -31,11 +31,13 @@ def compact_run(folder: Path, ended: float = 0.0, silent: float = SILENT_SECONDS
     return made
 
 
-def compact_one(index: Index) -> None:
-    """Compact one run that ended ten minutes ago, where there is one."""
-    for name, record in list(index.records.items()):
-        if record["state"] != "running" and time.time() - record["updated"] > ENDED_SECONDS:
-            folder = index.folder(name)
-            logs = [path for path in metric_files(folder).values() if path.suffix == ".log"]
-            if logs and compact_run(folder, ENDED_SECONDS):
+def compact_one(index: Index, refused: set[tuple[str, str]]) -> None:
+    """Compact one run that ended ten minutes ago, where there is one. `refused`: what could not be compacted as it was,
+    which it adds to: nothing is read again and again."""
+    for name, stamp in index.with_logs():
+        record = index.records[name]
+        ended = record["state"] != "running" and time.time() - record["updated"] > ENDED_SECONDS
+        if ended and (name, stamp) not in refused:
+            if compact_run(index.folder(name), ENDED_SECONDS):
                 return
+            refused.add((name, stamp))

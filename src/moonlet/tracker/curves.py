@@ -17,13 +17,14 @@ from moonlet.tracker.reader import RunData, Series, last_writes
 
 CURVE_BYTES = 200 * 2**20
 RUN_POINTS = 8_000_000  # of the runs whose sources stay open
+MAX_PIXELS = 20_000
 FRESH_SECONDS = 0.2  # for so long what was read of a run is good enough
 AGGREGATE_CELLS = 4_000_000  # of the table of runs × places that is sorted at once
 
 
 @dataclass(frozen=True)
 class Request:
-    """What /api/m4 and /api/aggregate share: the axis and the window."""
+    """What /api/m4 and /api/aggregate share: the axis and the window. Raises ValueError for what is none."""
 
     x: str = "step"
     x0: float | None = None
@@ -31,6 +32,14 @@ class Request:
     pixels: int = 1000
     scale: str = "linear"
     smooth: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.pixels <= MAX_PIXELS:
+            raise ValueError(f"pixels is {self.pixels}: it must be 1 to {MAX_PIXELS}")
+        if self.scale not in ("linear", "log"):
+            raise ValueError(f"scale is {self.scale[:40]!r}: it must be linear or log")
+        if not 0 <= self.smooth < 1:
+            raise ValueError(f"smooth is {self.smooth}: it must be at least 0 and below 1")
 
 
 class Curves:

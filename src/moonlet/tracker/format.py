@@ -30,6 +30,7 @@ ROW = struct.Struct("<c3xIqd")
 KEYED = struct.Struct("<c3xI")
 SLOT = struct.Struct("<qddII")
 SLOTS = 2048
+SUFFIXES = (".columns", ".log", ".jsonl")  # of the files that hold points
 MAX_RECORD = 1 << 30  # bytes; a longer length is damage
 SPECIAL = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 

@@ -16,11 +16,13 @@ import sqlite3
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moonlet.tracker import format as f
-from moonlet.tracker.logfile import Source
-from moonlet.tracker.reader import KINDS, RunData
+
+if TYPE_CHECKING:
+    from moonlet.tracker.logfile import Source
+    from moonlet.tracker.reader import RunData
 
 DEPTH = 8  # folders below the root in which runs are looked for
 STALLED_SECONDS = 300.0  # without news: a run on another host, whose lock cannot be seen, counts as stalled
@@ -71,7 +73,11 @@ class Index:
         for name in [name for name, record in list(self.records.items()) if record["state"] in ("running", "stalled")]:
             self._look(name)
 
-    def live(self, name: str) -> RunData | None:
+    def with_logs(self) -> list[tuple[str, str]]:
+        """Ids and stamps of the runs that have a log which is no columns yet."""
+        return [(name, stamp) for name, stamp in list(self._stamps.items()) if ".log'" in stamp]
+
+    def live(self, name: str) -> "RunData | None":
         """The sources of a run that is being written, which `poll` keeps. Hold `lock` while you use them."""
         return self._live.get(name)
 
@@ -88,6 +94,8 @@ class Index:
                 return self._forget(name)
             if stamp == known:
                 return None
+            from moonlet.tracker.reader import RunData  # brings numpy: a start that finds nothing new does without
+
             data = self._live.get(name) or RunData(folder)
             with self.lock:
                 changed = data.refresh()
@@ -238,7 +246,7 @@ def stamp_of(folder: str | Path) -> str | None:
     facts, logs = [], False
     with os.scandir(os.path.join(folder, "metrics")) as entries:
         for entry in entries:
-            log = entry.name[:6].isdecimal() and entry.name[entry.name.rfind(".") :] in KINDS
+            log = entry.name[:6].isdecimal() and entry.name[entry.name.rfind(".") :] in f.SUFFIXES
             if (log or entry.name == "edits.jsonl") and entry.is_file(follow_symlinks=False):
                 status = entry.stat(follow_symlinks=False)
                 facts.append((entry.name, status.st_size, status.st_mtime_ns))
@@ -261,7 +269,7 @@ def locked(path: Path) -> bool:
         os.close(handle)
 
 
-def state_of(data: RunData) -> str:
+def state_of(data: "RunData") -> str:
     """running, finished, failed or stalled, of the latest attempt's writers."""
     sources = list(data.sources.values())
     latest = [source for source in sources if source.attempt == max(source.attempt for source in sources)]
@@ -276,7 +284,7 @@ def state_of(data: RunData) -> str:
     return "failed" if any(source.header.get("host") == here for source in latest) else "stalled"
 
 
-def updated(source: Source) -> float:
+def updated(source: "Source") -> float:
     times = [event.time for event in source.events[-1:]]
     if source.path.suffix == ".columns":
         return times[0] if times else float(source.header.get("started", 0))
@@ -317,7 +325,7 @@ def checked(changes: Record) -> None:
             raise ValueError(f"color is {value!r}: it must be like #3366cc")
 
 
-def describe(data: RunData, name: str, folder: str) -> Record:
+def describe(data: "RunData", name: str, folder: str) -> Record:
     """RUN of docs/tracker.md."""
     stats = data.stats()
     sources = list(data.sources.values())
@@ -359,6 +367,6 @@ def broken(name: str, folder: str, why: str) -> Record:
     )
 
 
-def series_of(data: RunData) -> list[Record]:
+def series_of(data: "RunData") -> list[Record]:
     """SERIES of docs/tracker.md, by name."""
     return [{"name": name, **stat._asdict()} for name, stat in sorted(data.stats().items())]

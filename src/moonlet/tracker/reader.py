@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from moonlet.tracker import format as f
 from moonlet.tracker.columns import ColumnsFile
 from moonlet.tracker.logfile import JsonLines, LogFile, Points, Source, Stat
 
-KINDS = {".columns": ColumnsFile, ".log": LogFile, ".jsonl": JsonLines}
+KINDS = dict(zip(f.SUFFIXES, (ColumnsFile, LogFile, JsonLines), strict=True))
 
 
 @dataclass(frozen=True)

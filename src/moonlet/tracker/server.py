@@ -1,19 +1,21 @@
 """The board: the HTTP API of docs/tracker.md over an `Index`, and the page's files. `serve(root, ...)` runs it.
 
-    GET  /  /page/FILE  /api/session  /api/changes  /api/runs  /api/fields  /api/groups
+    GET  /  /page/FILE  /api/session  /api/changes  /api/runs  /api/fields  /api/views
     GET  /api/runs/ID  .../points  .../media  .../blob/NUMBER  .../histograms
     POST /api/m4  /api/aggregate  (binary, `wire`)   /api/rollouts  /api/diff  /api/bundle
     POST with the write token: /api/edit /api/undo /api/purge /api/views /api/query /api/push/ID/WRITER
 
-Here are the app, its start and what follows the disk; the routes are in `routes`, what every request must pass in
-`guard`. One thread scans the runs, twice a second those that are being written and every ten seconds all of them, and
-compacts logs that were closed ten minutes ago. Page files are read once at the start: a path from a client only ever
-looks up a name in that table. Leaves out: users and rights, anything but one machine's folder.
+Here are the app, its start and what follows the disk; the routes are in `routes` and `routes_data`, HTTP is in `web`,
+what every request must pass in `guard`. One thread scans the runs, twice a second those that are being written and
+every ten seconds all of them, and compacts logs that were closed ten minutes ago. Page files are read once at the
+start: a path from a client only ever looks up a name in that table. Leaves out: users and rights, anything but one
+machine's folder.
 """
 
 import contextlib
 import ipaddress
 import logging
+import math
 import re
 import secrets
 import socket
@@ -25,17 +27,11 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from starlette.exceptions import HTTPException
 
-from moonlet.tracker import alerts
-from moonlet.tracker.compact import compact_one
-from moonlet.tracker.curves import Curves
 from moonlet.tracker.guard import Guard, host_name
 from moonlet.tracker.index import Index
 from moonlet.tracker.routes import Board, reading, writing
+from moonlet.tracker.web import Routes
 
 PAGE = Path(__file__).parent / "page"
 TYPES = {
@@ -70,60 +66,50 @@ def make_app(
 ) -> tuple[Any, Board]:
     """The ASGI app and what it serves. With `scan` the runs are read before it returns."""
     index = Index(root)
-    board = Board(index, Curves(index), secrets.token_urlsafe(24), page_files(), PAGE)
+    board = Board(index, secrets.token_urlsafe(24), page_files(), PAGE)
     if scan:
         index.scan()
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.include_router(reading(board))
-    app.include_router(writing(board))
-    app.add_exception_handler(KeyError, _not_found)
-    app.add_exception_handler(ValueError, _bad)
-    app.add_exception_handler(RequestValidationError, _bad)
-    app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(Exception, _failed)
-    return Guard(app, LOOPBACK | (hosts or set()), board.write_token, token, secure), board
 
+    def later(api: Routes) -> None:  # what these import takes as long as all the rest
+        from moonlet.tracker import routes_data
 
-async def _not_found(request: Request, error: Exception) -> Response:
-    return _error(404, f"there is no {error.args[0]!r} here" if error.args else "not found")
+        routes_data.add(api, board)
 
-
-async def _bad(request: Request, error: Exception) -> Response:
-    if isinstance(error, RequestValidationError):
-        first = error.errors()[0]
-        return _error(400, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
-    return _error(400, str(error))
-
-
-async def _http(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return _error(error.status_code, str(error.detail))
-
-
-async def _failed(request: Request, error: Exception) -> Response:
-    return _error(500, "the board failed at this request: its log says why")
-
-
-def _error(status: int, message: str) -> Response:
-    return JSONResponse({"error": {"message": message.encode("utf-8", "replace").decode()}}, status)
+    api = Routes(later)
+    reading(api, board)
+    writing(api, board)
+    return Guard(api, LOOPBACK | (hosts or set()), board.write_token, token, secure), board
 
 
 @contextlib.contextmanager
 def following(board: Board, rules: Path | None = None) -> Iterator[None]:
     """Keep the index up to date in a thread, and compact what is closed."""
     stop = threading.Event()
-    watch = alerts.Watch(rules) if rules else None
+    watch = None
+    if rules:
+        from moonlet.tracker import alerts
+
+        watch = alerts.Watch(rules)
+    refused: set[tuple[str, str]] = set()
+
+    def tidy() -> None:
+        """What a start need not wait for: bring the slow imports, compact a log."""
+        from moonlet.tracker import compact, routes_data  # noqa: F401
+
+        compact.compact_one(board.index, refused)
 
     def follow() -> None:
-        scanned = 0.0
+        scanned, tidied = -math.inf, False
         while not stop.is_set():
             try:
                 if time.monotonic() - scanned > SCAN_SECONDS:
                     board.index.scan()
-                    compact_one(board.index)
-                    scanned = time.monotonic()
+                    scanned, tidied = time.monotonic(), False
                 else:
                     board.index.poll()
+                    if not tidied:
+                        tidy()
+                    tidied = True
                 if watch:
                     watch.look(board.index)
             except Exception:
@@ -168,6 +154,7 @@ def serve(
     query = f"/?token={token}" if token else "/"
     print(f"moonlet board: {root} on {scheme}://{host}:{bound.getsockname()[1]}{query}", file=sys.stderr, flush=True)
     settings: dict[str, Any] = {"ssl_certfile": tls[0], "ssl_keyfile": tls[1]} if tls[0] else {}
+    settings |= {"loop": "asyncio", "ws": "none", "lifespan": "off"}  # what is not used is not imported
     config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, **settings)
     with following(board, rules):
         uvicorn.Server(config).run(sockets=[bound])

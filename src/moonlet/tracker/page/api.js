@@ -52,7 +52,15 @@ function serverApi() {
     runs: (given, signal) => ask(`api/runs?${query(given)}`, { signal }),
     fields: () => ask("api/fields"),
     run: (id) => ask(`api/runs/${id}`),
-    points: (id, name) => ask(`api/runs/${id}/points?${query({ name })}`),
+    async points(id, name) {
+      const all = { step: [], time: [], value: [] };
+      for (let offset = 0; offset !== null; ) {
+        const part = await ask(`api/runs/${id}/points?${query({ name, offset })}`);
+        for (const key of Object.keys(all)) all[key] = all[key].concat(part[key]);
+        offset = part.next;
+      }
+      return all;
+    },
     media: (id, given) => ask(`api/runs/${id}/media?${query(given)}`),
     blobUrl: (id, number) => `api/runs/${id}/blob/${Number(number)}`,
     histograms: (id, name) => ask(`api/runs/${id}/histograms?${query({ name })}`),
