@@ -34,10 +34,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "doctor": {"model"},
     "fit": {"model", "optim"},
     "bench": {"errors"},
+    "draft": {"engine", "train"},
     "progress": set(),
     "stages": {"recipe", "rl", "evals", "report", "progress"},
     "run": {"recipe", "stages", "progress"},
-    "cli": {"run", "engine", "server", "agent", "evals", "doctor", "fit", "bench"},
+    "cli": {"run", "engine", "server", "agent", "evals", "doctor", "fit", "bench", "draft"},
     "__main__": {"cli"},
     "__init__": {"engine", "tracker"},
 }

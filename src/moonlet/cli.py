@@ -80,11 +80,24 @@ def serve(
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="port to listen on; 0 = any free")] = 8000,
     weights: Annotated[str, typer.Option("--weights", help="fp32, packed (experts in 4 bits), int8, int4")] = "fp32",
     scratch: Annotated[Path | None, typer.Option("--scratch", help="keep the experts on this folder's disk")] = None,
+    draft: Annotated[bool, typer.Option("--draft/--no-draft", help="guess with its draft.safetensors")] = True,
 ) -> None:
     """Serve a model over HTTP."""
     from moonlet.server.app import serve
 
-    serve(model, host, port, weights, scratch)
+    serve(model, host, port, weights, scratch, draft)
+
+
+@app.command()
+def draft(
+    model: Annotated[Path, typer.Argument(help="the model folder of a run, such as runs/quickstart/model")],
+    out: Annotated[Path | None, typer.Option("--out", help="the file [default: draft.safetensors in it]")] = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="of training")] = 240,
+) -> None:
+    """Train a draft for a model, which `serve` then guesses with."""
+    from moonlet.draft import main
+
+    main(model, out, steps)
 
 
 @app.command("eval")

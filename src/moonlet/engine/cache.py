@@ -35,9 +35,10 @@ class Held:
 class Pool:
     """Pages and state rows for at most `sequences` live sequences of `context` tokens, within `budget` bytes."""
 
-    def __init__(self, model: Model, sequences: int, context: int, budget: int) -> None:
-        """InputError where the budget does not hold one sequence of 2 pages."""
-        shapes = model.new_cache(1, PAGE).layers
+    def __init__(self, model: Model, sequences: int, context: int, budget: int, further: int = 0) -> None:
+        """further: numbers a token of one more layer's latents, a draft's. InputError where the budget does not hold
+        one sequence of 2 pages."""
+        shapes = model.new_cache(1, PAGE).layers + [MLAState(torch.zeros(1, PAGE, further))] * bool(further)
         sizes = [n.S.numel() + n.conv.numel() if isinstance(n, KDAState) else n.latents.numel() for n in shapes]
         kinds = [isinstance(layer, KDAState) for layer in shapes]
         self.shapes, self.offsets = shapes, [sum(s for s, k in zip(sizes[:i], kinds) if k == kinds[i])

@@ -16,6 +16,7 @@ from moonlet.chat import XTML, format_of
 from moonlet.chat.k2 import SECTION, THINK_END
 from moonlet.chat.stream import Event, Parser
 from moonlet.chat.xtml import CLOSE, OPEN, SEP
+from moonlet.engine.draft import NativeDraft, load_draft
 from moonlet.engine.generate import Decoder
 from moonlet.engine.grammar import Grammars, Matcher
 from moonlet.engine.request import Limits, Request, Thinking
@@ -59,14 +60,18 @@ class Engine:
         limits: Limits | None = None,
         weights: str = "fp32",
         scratch: str | Path | None = None,
+        draft: bool = True,
     ) -> None:
         """weights: see weights.py; inputs of 4- and 8-bit matrices are rounded to 8 bits. scratch: a folder for the
-        experts, which then need not fit the memory. InputError for what this folder or machine cannot."""
+        experts, which then need not fit the memory. draft: guess with the folder's draft.safetensors, where there is
+        one. InputError for what this folder or machine cannot."""
         self.model, tokenizer, packed = opened(Path(folder), weights, None if scratch is None else Path(scratch))
         if tokenizer is None:
             raise InputError(f"{folder} has no tokenizer.json; add the tokenizer of the run to the model folder")
         self.tokenizer = tokenizer
-        self.scheduler = Scheduler(Decoder(self.model, packed), limits or Limits())
+        found = load_draft(Path(folder), self.model) if draft and packed is not None else None
+        native = None if found is None or packed is None else NativeDraft(found, self.model, packed)
+        self.scheduler = Scheduler(Decoder(self.model, packed), limits or Limits(), native)
         path = Path(folder).resolve()
         self.name = path.parent.name if path.name == "model" else path.name  # runs/NAME/model is NAME
         self.context_length = self.scheduler.pool.context

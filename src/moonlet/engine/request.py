@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from moonlet.engine.cache import Held
+    from moonlet.engine.draft import Behind
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Request:
     cuts: list[int] = field(default_factory=list)  # lengths at which prefill stops for a snapshot; empty: it is done
     row: Row | None = None
     drafter: Drafter | None = None
+    behind: Behind | None = None  # how far the draft model has come
 
     @property
     def order(self) -> tuple[int, int]:
@@ -80,10 +82,12 @@ class Request:
 @dataclass
 class Work:
     """What one request feeds in a step. The last `drafts` of `tokens` are guesses, and `before` is the state row from
-    before them; logits are wanted after the last `wanted` tokens."""
+    before them (`guessed`: the draft model's); logits are wanted after the last `wanted` tokens."""
 
     tokens: list[int]
     wanted: int
     drafts: int = 0
     before: Tensor | None = None
+    guessed: bool = False
+    features: Tensor | None = None  # h [tokens, d] for the draft model
     raw: np.ndarray | None = None  # the logits [wanted, vocab] as the model gave them, for log-probs

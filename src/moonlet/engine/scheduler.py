@@ -5,8 +5,9 @@ checked or a text was forced), then chunks of prompts, all in one call, so a lon
 step. Order is (priority, arrival). When memory runs short, snapshots go first, then the request that comes last in
 order gives up its place; it resumes by feeding its tokens again, and as a row's bits depend on nothing but its tokens
 (packed.py), its text is that of an undisturbed run. Drafts are checked exactly: each place is sampled from the model's
-own logits with the place's own random number, so speculation changes speed alone. After a wrong draft the KDA state
-goes back to a copy, and the right tokens are fed again with the next ones.
+own logits with the place's own random number, so speculation changes speed alone. Prompt lookup goes first, then the
+draft model, where there is one. After a wrong draft the KDA state goes back to a copy, and the right tokens are fed
+again with the next ones.
 
 The thread lives while there is something to do. A request's failure is its own; only the decoder's fails a whole step.
 """
@@ -17,11 +18,13 @@ import logging
 import os
 import threading
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 
+from moonlet.engine import draft as draft_model
 from moonlet.engine.cache import PAGE, Pool
 from moonlet.engine.generate import Decoder
 from moonlet.engine.prefix import PrefixCache
@@ -41,12 +44,14 @@ log = logging.getLogger("moonlet.engine")
 class Scheduler:
     """`submit` and `cancel` may be called from any thread; all else runs in the scheduler's own."""
 
-    def __init__(self, decoder: Decoder, limits: Limits) -> None:
+    def __init__(self, decoder: Decoder, limits: Limits, draft: draft_model.NativeDraft | None = None) -> None:
         config = decoder.model.config
         self.decoder, self.limits, self.vocab_size = decoder, limits, config.vocab_size
-        self.pool = Pool(decoder.model, limits.sequences, config.max_position_embeddings, limits.memory)
+        further = 0 if draft is None else config.kv_lora_rank + config.qk_rope_head_dim
+        self.pool = Pool(decoder.model, limits.sequences, config.max_position_embeddings, limits.memory, further)
+        self.draft = None if draft is None else draft_model.Drafts(draft, self.pool)
         self.cache = PrefixCache(self.pool)
-        self.threads = limits.threads or len(os.sched_getaffinity(0))
+        self.threads = limits.threads or (len(os.sched_getaffinity(0)) if decoder.device.type == "cpu" else 1)
         self.weights = sum(active(parameters(config), config).values())
         self.workers = ThreadPoolExecutor(self.threads, "moonlet-decode", torch.set_num_threads, (1,))
         self.lock, self.inbox, self.alive = threading.Lock(), deque[Request](), False
@@ -55,6 +60,7 @@ class Scheduler:
         self.running: list[Request] = []  # both in order
         self.stuck: Request | None = None  # the first in line, when it did not fit and nobody has left since
         self.prefilled = self.steps = self.preempted = self.drafted = self.accepted = 0
+        self.guessed = self.guessed_right = 0  # of those drafted and accepted, the draft model's
 
     def submit(self, request: Request) -> None:
         """Put a request in line. Raises Busy when the line is full, InputError for what never fits."""
@@ -125,8 +131,9 @@ class Scheduler:
         work: dict[Request, Work] = {}
         left = self.limits.step_tokens
         decoding = [r for r in self.running if not r.cuts]
+        guesses = self.guess(decoding) if self.limits.speculate and len(decoding) <= MOST_SPECULATING else {}
         for request in decoding:
-            left -= self.decode(request, work, len(decoding) <= MOST_SPECULATING)
+            left -= self.decode(request, work, *guesses.get(request, ()))
         for request in [r for r in self.running if r.cuts]:
             left -= self.prefill(request, work, left)
         while left > 0 and self.waiting and self.waiting[0] is not self.stuck:
@@ -136,26 +143,45 @@ class Scheduler:
                 break
             self.waiting.remove(request)
             bisect.insort(self.running, request, key=lambda r: r.order)
-            left -= self.prefill(request, work, left) if request.cuts else self.decode(request, work, False)
+            left -= self.prefill(request, work, left) if request.cuts else self.decode(request, work)
         return work
 
-    def decode(self, request: Request, work: dict[Request, Work], speculate: bool) -> int:
+    def guess(self, decoding: list[Request]) -> dict[Request, tuple[list[int], bool]]:
+        """Drafts by lookup, else by the draft model; True for those of the latter."""
+        found: dict[Request, tuple[list[int], bool]] = {}
+        without = []
+        for request in decoding:
+            assert request.row is not None and request.held is not None
+            if not request.row.plain or self.decoder.packed is None:
+                continue
+            request.drafter = request.drafter or Drafter(request.tokens)
+            limit = request.asked.max_tokens - request.made - 1
+            drafts = request.drafter.propose(limit)
+            end = next((n for n, token in enumerate(drafts, 1) if token in request.stop), len(drafts))
+            known = len(request.tokens) - request.held.length
+            if drafts and self.pool.grow(request.held, known + end):
+                found[request] = drafts[:end], False
+            elif (
+                self.draft is not None
+                and limit > 0
+                and self.pool.grow(request.held, known + min(limit, draft_model.LENGTH))
+            ):
+                without.append(request)
+        if self.draft is not None:
+            found |= {request: (drafts, True) for request, drafts in self.draft.propose(without).items()}
+        return found
+
+    def decode(
+        self, request: Request, work: dict[Request, Work], drafts: Sequence[int] = (), guessed: bool = False
+    ) -> int:
         """Plan the tokens that are not fed yet and a draft of the next ones; how many that are."""
         if request.held is None:  # gave way in this step
             return 0
-        tokens, drafts = request.tokens[request.held.length :], []
-        assert request.row is not None
-        if speculate and self.limits.speculate and request.row.plain and self.decoder.packed is not None:
-            request.drafter = request.drafter or Drafter(request.tokens)
-            drafts = request.drafter.propose(request.asked.max_tokens - request.made - 1)
-            end = next((n for n, token in enumerate(drafts, 1) if token in request.stop), len(drafts))
-            drafts = drafts[:end]
-            if drafts and not self.pool.grow(request.held, len(tokens) + len(drafts)):
-                drafts = []
+        tokens = request.tokens[request.held.length :]
         if not self.make_room(request, work, len(tokens) + len(drafts)):
             return 0
         before = self.pool.states[request.held.row].clone() if drafts else None
-        work[request] = Work(tokens + drafts, 1 + len(drafts), len(drafts), before)
+        work[request] = Work([*tokens, *drafts], 1 + len(drafts), len(drafts), before, guessed)
         return len(tokens) + len(drafts)
 
     def prefill(self, request: Request, work: dict[Request, Work], most: int) -> int:
@@ -205,6 +231,7 @@ class Scheduler:
                 self.pool.release(held)
                 return False
         request.held, end = held, len(request.tokens) - 1
+        request.behind = None if self.draft is None else self.draft.begin(held.length)
         if request.cached_tokens is None:
             request.cached_tokens = held.length
         cuts = {end, *range(held.length // CHUNK_END * CHUNK_END + CHUNK_END, end, CHUNK_END)}
@@ -249,7 +276,11 @@ class Scheduler:
     def run_part(self, part: list[tuple[Request, Work]], threads: int) -> list[int]:
         held = [request.held for request, _ in part if request.held is not None]
         tokens, wanted = [one.tokens for _, one in part], [one.wanted for _, one in part]
-        logits = self.decoder.extend(self.pool, held, tokens, wanted, threads).numpy()
+        features = None if self.draft is None else self.draft.room(sum(map(len, tokens)))
+        logits = self.decoder.extend(self.pool, held, tokens, wanted, threads, features).numpy()
+        if self.draft is not None and features is not None:
+            for (_, one), h in zip(part, self.draft.fuse(features, tokens)):
+                one.features = h
         asked, uniforms, at = [], [], 0
         for request, one in part:
             assert request.row is not None
@@ -275,6 +306,7 @@ class Scheduler:
         at = 0
         for request, one in work.items():
             if not one.wanted:
+                self.learn(request, one, 0)
                 self.cut(request)
                 continue
             try:
@@ -300,17 +332,31 @@ class Scheduler:
             if finish or not agrees:
                 break
         assert request.held is not None
+        self.learn(request, one, one.drafts - right)
         if one.drafts:
             self.drafted, self.accepted = self.drafted + one.drafts, self.accepted + right
+            if one.guessed:
+                self.guessed, self.guessed_right = self.guessed + one.drafts, self.guessed_right + right
+            elif request.drafter is not None:
+                request.drafter.judge(one.drafts, right)
             if right < one.drafts and one.before is not None:
                 self.pool.rewind(request.held, one.before, request.held.length - len(one.tokens))
-            if request.drafter is not None:
-                request.drafter.judge(one.drafts, right)
         request.out.put(picked)
         if finish:
             if self.limits.prefix_cache:
+                self.follow(request)
                 self.cache.keep(np.array(request.tokens[: request.held.length]), request.held)
             self.leave(request, finish)
+
+    def learn(self, request: Request, one: Work, wrong: int) -> None:
+        """Hand the draft model the features of what was fed, but for the last `wrong` tokens."""
+        if self.draft is not None and one.features is not None and request.held is not None:
+            start, right = request.held.length - len(one.tokens), len(one.tokens) - wrong
+            self.draft.learn(request, one.features[:right], start)
+
+    def follow(self, request: Request) -> None:
+        if self.draft is not None:
+            self.draft.follow(request)
 
     def append(self, request: Request, token: int, picked: list[Picked]) -> str | None:
         """One more token, and those that it forces; the finish reason if it is the last."""
@@ -341,6 +387,7 @@ class Scheduler:
         if request.held.length == request.cuts[0]:
             del request.cuts[0]
             if self.limits.prefix_cache:
+                self.follow(request)
                 self.cache.keep(request.known[: request.held.length], request.held)
 
     def leave(self, request: Request, result: str | Exception | None = None) -> None:

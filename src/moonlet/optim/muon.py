@@ -16,6 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from moonlet.model.draft import Draft
 from moonlet.model.kernels.native import call, usable
 from moonlet.model.model import Model
 
@@ -56,7 +57,7 @@ def is_muon(name: str, p: Tensor) -> bool:
     return p.ndim == 2 and p.shape[0] > 1 and kind not in ("embed_tokens", "lm_head")
 
 
-def muon_blocks(model: Model) -> dict[str, int]:
+def muon_blocks(model: Model | Draft) -> dict[str, int]:
     """Names of the Muon parameters -> number of blocks each is split into."""
     c = model.config
     blocks = {}
@@ -136,6 +137,6 @@ class MuonAdamW:
         denominator = torch._foreach_div(sq, 1 - c.betas[1] ** t)
         torch._foreach_sqrt_(denominator)
         torch._foreach_add_(denominator, c.eps)
-        for name in ("embed_tokens.weight", "lm_head.weight"):
+        for name in {"embed_tokens.weight", "lm_head.weight"} & self.params.keys():
             self.params[name].data.mul_(1 - lr * c.weight_decay)
         torch._foreach_addcdiv_(params, avg, denominator, -lr / (1 - c.betas[0] ** t))

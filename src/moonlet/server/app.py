@@ -195,7 +195,12 @@ def _end_with(parent: int) -> None:
 
 
 def serve(
-    folder: str | Path, host: str = "127.0.0.1", port: int = 8000, weights: str = "fp32", scratch: Path | None = None
+    folder: str | Path,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    weights: str = "fp32",
+    scratch: Path | None = None,
+    draft: bool = True,
 ) -> None:
     """Load the model in `folder` and serve it until interrupted. Port 0: the system chooses one.
 
@@ -211,7 +216,7 @@ def serve(
     with listener:
         from moonlet.engine.engine import Engine  # torch: loaded when the address is known to be good
 
-        app = create_app(Engine(folder, weights=weights, scratch=scratch))
+        app = create_app(Engine(folder, weights=weights, scratch=scratch, draft=draft))
         if host not in ("127.0.0.1", "::1", "localhost"):
             print(f"warning: {host} may be reachable from other machines, and there is no key", file=sys.stderr)
         shown = f"[{host}]" if ":" in host else host
