@@ -21,6 +21,7 @@ from train_step import LAPTOP
 from moonlet.doctor import report
 from moonlet.files import write_json
 from moonlet.model.config import ModelConfig, for_depth
+from moonlet.model.linear import has_bf16
 from moonlet.train.flops import Cost, costs, gemm_gflops, read_gigabytes
 from moonlet.train.step import MICRO_TOKENS
 
@@ -29,13 +30,12 @@ SHAPES = {"quickstart": (for_depth(4, 2048), 256), "laptop": (ModelConfig(**LAPT
 
 def machine(seconds: float) -> dict[str, Any]:
     """Peaks by number of threads: GFLOP/s of products (null where bf16 would be emulated), GB/s of reads."""
-    found, cores, rows = report(), os.cpu_count() or 1, []
-    has_bf16 = any((found["flags"] or {}).get(flag) for flag in ("avx512_bf16", "amx_bf16"))
+    cores, rows = os.cpu_count() or 1, []
     for threads in sorted({1, cores}):
-        bf16 = gemm_gflops(threads, seconds, torch.bfloat16) if has_bf16 else None
+        bf16 = gemm_gflops(threads, seconds, torch.bfloat16) if has_bf16() else None
         row = {"threads": threads, "fp32_gflops": gemm_gflops(threads, seconds), "bf16_gflops": bf16}
         rows.append({**row, "read_gigabytes_per_s": read_gigabytes(threads, seconds)})
-    return {"processor": found["processor"], "peaks": rows}
+    return {"processor": report()["processor"], "peaks": rows}
 
 
 def row(part: str, cost: Cost, gflops: float, gigabytes: float) -> dict[str, Any]:

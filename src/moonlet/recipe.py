@@ -27,6 +27,9 @@ class Run(Section):
     name: str = Field("moonlet", min_length=1, max_length=100, description="what the run and its model are called")
     seed: int = Field(0, ge=0, lt=2**32, description="every random number of the run follows from it")
     threads: int = Field(0, ge=0, le=256, description="worker threads; 0 = all cores")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="operands of a training step's matrix products; auto: bf16 where the processor has it"
+    )
     save_every: int = Field(50, ge=1, description="training steps between checkpoints; RL saves five times as often")
 
 

@@ -28,6 +28,7 @@ from moonlet.evals.bits import bits_per_byte
 from moonlet.evals.suites import Player
 from moonlet.files import write_json
 from moonlet.model.config import ModelConfig, for_depth
+from moonlet.model.linear import has_bf16
 from moonlet.model.model import Model
 from moonlet.model.recall import start_with_recall
 from moonlet.optim.muon import MuonAdamW, OptimConfig, muon_blocks
@@ -63,7 +64,10 @@ class Context:
     @cached_property
     def stepper(self) -> Stepper:
         torch.set_num_threads(1)
-        return Stepper(self.threads)
+        precision = self.recipe.run.precision
+        bf16 = has_bf16() if precision == "auto" else precision == "bf16"
+        self.manifest["precision"] = "bf16" if bf16 else "fp32"
+        return Stepper(self.threads, bf16)
 
     @cached_property
     def tracker(self) -> Run:
@@ -88,7 +92,8 @@ class Context:
     @cached_property
     def gemm(self) -> float:
         if "gemm_gflops" not in self.manifest:
-            self.manifest["gemm_gflops"] = gemm_gflops(self.threads)
+            dtype = torch.bfloat16 if self.stepper.bf16 else torch.float32
+            self.manifest["gemm_gflops"] = gemm_gflops(self.threads, dtype=dtype)
         return self.manifest["gemm_gflops"]
 
     def model(self, stage: str, quantised: bool) -> Model:

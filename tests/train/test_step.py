@@ -100,6 +100,23 @@ def test_signal_share() -> None:
     assert signal_share([signal], [-signal]) == 0.0 and signal_share([0 * signal], [signal]) == 0.0
 
 
+def losses(bf16: bool) -> list[float]:
+    """Of twelve steps with experts in 4 bits; whatever the products take, everything that is kept is fp32."""
+    stepper, (model, optimizer) = Stepper(1, bf16), fresh()
+    model.expert_format = "mxfp4"
+    found = [stepper.step(model, optimizer, tensors(step), 1.0, 100.0)["loss"] for step in range(12)]
+    stepper.pool.shutdown()
+    kept = [*model.parameters(), *(t for t in optimizer.state.values() if t.ndim)]
+    assert all(t.dtype == torch.float32 for t in kept)
+    return found
+
+
+def test_bf16_learns_as_fp32_does() -> None:
+    exact, rounded = torch.tensor(losses(bf16=False)), torch.tensor(losses(bf16=True))
+    assert exact[-1] < 0.6 * exact[0]
+    assert 0 < (rounded - exact).abs().max() < 0.005 * exact[0]
+
+
 def test_two_halves_are_one_batch_and_the_step_is_as_long_as_they_agree(steppers) -> None:  # type: ignore[no-untyped-def]
     batch = tensors()
     half, other = ({k: v[at] for k, v in batch.items()} for at in (slice(0, 2), slice(2, None)))

@@ -4,7 +4,7 @@ The rows are dealt to `workers` threads with one intra-op thread each (small mat
 splitting every operator) so that all have about as many tokens. Each lays its rows one behind another, without their
 padding, in micro-batches small enough for the cache; gradients are summed in a fixed order, so a step is reproducible
 bit for bit. The loss is the mean over all target tokens of the batch: logits are built for targets only. A non-finite
-loss or gradient skips the update; the caller counts.
+loss or gradient skips the update; the caller counts. With `bf16` matrix products take bf16 operands (model/linear.py).
 """
 
 from collections.abc import Callable
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from moonlet.model.kernels.cross_entropy import summed_cross_entropy
+from moonlet.model.linear import bf16_products
 from moonlet.model.model import Model, Stats
 from moonlet.optim.balance import quantile_balance
 from moonlet.optim.muon import MuonAdamW
@@ -90,9 +91,10 @@ def micro_batches(batch: Batch, hand: list[tuple[int, int]]) -> list[Batch]:
 
 def compute(model: Model, batches: list[Batch], total: float, objective: Objective) -> tuple[list[Tensor], list[Part]]:
     """Summed gradients of the loss (divided by `total`) over one worker's micro-batches, and what each leaves."""
-    params, parts = list(model.parameters()), []
+    params, parts, device = list(model.parameters()), [], model.embed_tokens.weight.device
     summed: list[Tensor] = []
     for batch in batches:
+        batch = {name: value.to(device) for name, value in batch.items()}
         hidden, stats = model.hidden(batch["tokens"], batch["segments"])
         where = target_mask(batch)
         before = torch.zeros_like(where)
@@ -111,8 +113,8 @@ def compute(model: Model, batches: list[Batch], total: float, objective: Objecti
 class Stepper:
     """Holds the worker threads; `step` is one update."""
 
-    def __init__(self, workers: int) -> None:
-        self.workers = workers
+    def __init__(self, workers: int, bf16: bool = False) -> None:
+        self.workers, self.bf16 = workers, bf16
         self.pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
 
     def gradients(
@@ -121,7 +123,8 @@ class Stepper:
         """Loss (summed over the targets, divided by `total`, their number by default), {name: gradient}, the parts."""
         total = total or target_count(batch)
         shares = [micro_batches(batch, hand) for hand in deal(batch, self.workers)]
-        results = [f.result() for f in [self.pool.submit(compute, model, s, total, objective) for s in shares]]
+        with bf16_products(model, self.bf16):
+            results = [f.result() for f in [self.pool.submit(compute, model, s, total, objective) for s in shares]]
         grads = results[0][0]
         for more, _ in results[1:]:
             torch._foreach_add_(grads, more)
