@@ -81,11 +81,14 @@ def serve(
     weights: Annotated[str, typer.Option("--weights", help="fp32, packed (experts in 4 bits), int8, int4")] = "fp32",
     scratch: Annotated[Path | None, typer.Option("--scratch", help="keep the experts on this folder's disk")] = None,
     draft: Annotated[bool, typer.Option("--draft/--no-draft", help="guess with its draft.safetensors")] = True,
+    cache: Annotated[int, typer.Option("--cache", min=1, help="MiB for conversations and their snapshots")] = 1024,
+    snapshots: Annotated[str, typer.Option("--snapshots", help="KDA states in snapshots: fp32, bf16")] = "fp32",
 ) -> None:
     """Serve a model over HTTP."""
+    from moonlet.engine.request import Limits
     from moonlet.server.app import serve
 
-    serve(model, host, port, weights, scratch, draft)
+    serve(model, host, port, weights, scratch, draft, Limits(memory=cache << 20, snapshots=snapshots))
 
 
 @app.command()

@@ -1,7 +1,6 @@
 """Continuous batching: whatever happens around a request, it gets the bits of an undisturbed run."""
 
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -10,19 +9,30 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scheduling import (
+    CHUNK_END,
+    PAGE,
+    SMALL,
+    STEP,
+    STOP,
+    by_hand,
+    check,
+    finish,
+    memory,
+    prompts_around,
+    request,
+    result,
+    undisturbed,
+)
 from small_models import FORMS, VOCAB, random_ids, random_model
 
 from moonlet.engine import cache, scheduler, speculate
 from moonlet.engine.generate import Decoder
 from moonlet.engine.packed import can_pack
 from moonlet.engine.request import Busy, Limits, Request, Thinking
-from moonlet.engine.sampling import Picked, Row, SamplingParams, choose, describe
+from moonlet.engine.sampling import choose
 from moonlet.engine.scheduler import Scheduler
 from moonlet.errors import InputError
-
-STOP = 47
-PAGE, CHUNK_END, STEP = 8, 16, 12
-SMALL = Limits(sequences=3, step_tokens=STEP, threads=1, memory=1 << 19)
 
 
 @pytest.fixture(scope="module")
@@ -40,79 +50,6 @@ def small_pages(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(scheduler, "CHUNK_END", CHUNK_END)
     monkeypatch.setattr(scheduler, "SHORTEST_JUNCTION", 2)
     yield
-
-
-def by_hand(decoder: Decoder, limits: Limits = SMALL) -> Scheduler:
-    """A scheduler whose steps the test takes: it believes that its thread runs."""
-    made = Scheduler(decoder, limits)
-    made.alive = True
-    return made
-
-
-def request(prompt: list[int], seed: int = 0, priority: int = 0, **asked) -> Request:
-    params = SamplingParams(**({"max_tokens": 12, "logprobs": True, "top_logprobs": 2} | asked))
-    return Request(prompt, params, seed, frozenset([STOP]), priority=priority)
-
-
-def finish(s: Scheduler, *requests: Request) -> None:
-    for _ in range(2000):
-        if not (s.inbox or s.waiting or s.running):
-            return
-        s.step()
-        check(s)
-    raise AssertionError("the scheduler does not come to an end")
-
-
-def result(one: Request) -> tuple[list[Picked], str]:
-    """What a request was given: its tokens with log-probs, and why it ended."""
-    got: list[Picked] = []
-    while True:
-        more = one.out.get_nowait()
-        if isinstance(more, Exception):
-            raise more
-        if isinstance(more, str):
-            return got, more
-        got += more
-
-
-def undisturbed(decoder: Decoder, one: Request) -> tuple[list[Picked], str]:
-    """The same request alone, token by token on a plain cache."""
-    row, got = Row(one.asked, one.seed, one.prompt, VOCAB), []
-    held, logits = decoder.prefill([one.prompt], one.asked.max_tokens)
-    while True:
-        raw = logits.numpy().copy()
-        row.adjust(logits.numpy()[0])
-        (token,) = choose(logits.numpy(), [one.asked], row.uniforms(1))
-        row.take(token)
-        got.append(describe(raw[0], token, one.asked.top_logprobs))
-        if token in one.stop or len(got) == one.asked.max_tokens:
-            return got, "stop" if token in one.stop else "length"
-        logits = decoder.feed(held, [0], [[token]])
-
-
-def check(s: Scheduler) -> None:
-    """Every page, row and byte is accounted for: nothing leaks, nothing is given out twice."""
-    pool, snapshots = s.pool, [node.held for node in s.cache.recent]
-    everyone = [r.held for r in s.running] + snapshots
-    assert None not in everyone
-    users = Counter(page for held in everyone for page in held.pages)
-    assert [users[page] for page in range(len(pool.users))] == pool.users
-    assert sorted(pool.free_pages) == [page for page, n in enumerate(pool.users) if n == 0]
-    rows = [held.row for held in everyone] + pool.free_rows + pool.free_snapshots
-    assert sorted(rows) == list(range(len(pool.states)))
-    assert pool.used == len(users) * pool.page_bytes + len(everyone) * pool.state_bytes <= pool.budget
-    for r in s.running:
-        assert pool.memory.lengths[r.held.row] == r.held.length < len(r.tokens)
-        assert pool.table[r.held.row, : len(r.held.pages)].tolist() == r.held.pages
-
-
-def memory(decoder: Decoder, states: int, pages: int) -> int:
-    one = cache.Pool(decoder.model, 1, 64, 1 << 20)
-    return states * one.state_bytes + pages * one.page_bytes
-
-
-def prompts_around(n: int) -> list[int]:
-    return random_ids(1, n, seed=1)[0].tolist()
 
 
 @pytest.mark.parametrize("n", sorted({k * size + d for size in (PAGE, CHUNK_END, STEP) for k in (1, 2, 3)
@@ -365,27 +302,6 @@ def test_threads_and_callers(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) 
         pass
     check(s)
     assert not s.running and not s.waiting
-
-
-@pytest.mark.parametrize("form", FORMS)
-@torch.no_grad()
-def test_log_probs_are_those_of_training(form: str) -> None:
-    """mismatch_kl (k3 estimator) between the training forward and the engine, over sampled tokens."""
-    model = random_model(FORMS[form](), std=0.2)
-    s = by_hand(Decoder(model), replace(SMALL, step_tokens=64))
-    everyone = [request(random_ids(1, 9 + n, seed=n)[0].tolist(), n, max_tokens=100) for n in range(5)]
-    for one in everyone:
-        s.submit(one)
-    finish(s)
-    ratios = []
-    for one in everyone:
-        got, _ = result(one)
-        logprobs = model(torch.tensor([one.tokens]))[0].log_softmax(-1)
-        places = torch.arange(len(one.prompt), len(one.tokens))
-        trained = logprobs[places - 1, torch.tensor(one.tokens)[places]].double()
-        ratios.append(torch.tensor([picked.logprob for picked in got]).double() - trained)
-    r = torch.cat(ratios)
-    assert len(r) > 100 and ((-r).exp() - 1 + r).mean() < 1e-6 and r.abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("form", ["k3", "k2"])

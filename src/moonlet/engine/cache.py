@@ -2,9 +2,10 @@
 
 A page holds `PAGE` tokens' latents of all MLA layers; sequences and snapshots that share a prefix share its pages, and
 whoever is about to write into a shared page gets its own copy first. A state row holds S and the convolution tail of
-all KDA layers: fixed in size, so a snapshot copies it. Both lie in arenas whose memory the system commits when it is
-first touched; everything in use, snapshots too, counts against one budget of bytes. fp32, as the decoder computes.
-`prefix.py` says which snapshots are kept and found. Left out: states in fewer bits, and pages moved to a disk.
+all KDA layers: fixed in size, so a snapshot copies it. All lie in arenas whose memory the system commits when it is
+first touched; everything in use, snapshots too, counts against one budget of bytes. fp32, as the decoder computes; the
+states of snapshots, of which there are many more than live sequences, in bf16 where that is asked for.
+`prefix.py` says which snapshots are kept and found. Left out: live states in fewer bits, and pages moved to a disk.
 """
 
 from collections.abc import Sequence
@@ -21,11 +22,13 @@ from moonlet.model.model import Cache, Model
 
 PAGE = 64  # tokens; a multiple of 8 keeps the decoder's sums in one order
 MOST_SNAPSHOTS = 4096
+SNAPSHOTS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(eq=False)
 class Held:
-    """What a sequence or a snapshot holds: a state row, pages in order, and how many tokens they have taken up."""
+    """What a sequence or a snapshot holds: a state row (those of snapshots are numbered behind those of sequences),
+    pages in order, and how many tokens they have taken up."""
 
     row: int
     pages: list[int]
@@ -35,9 +38,11 @@ class Held:
 class Pool:
     """Pages and state rows for at most `sequences` live sequences of `context` tokens, within `budget` bytes."""
 
-    def __init__(self, model: Model, sequences: int, context: int, budget: int, further: int = 0) -> None:
-        """further: numbers a token of one more layer's latents, a draft's. InputError where the budget does not hold
-        one sequence of 2 pages."""
+    def __init__(
+        self, model: Model, sequences: int, context: int, budget: int, further: int = 0, snapshots: str = "fp32"
+    ) -> None:
+        """further: numbers a token of one more layer's latents, a draft's. snapshots: fp32, or bf16 for their states.
+        InputError for another word, and where the budget does not hold one sequence of 2 pages."""
         shapes = model.new_cache(1, PAGE).layers + [MLAState(torch.zeros(1, PAGE, further))] * bool(further)
         sizes = [n.S.numel() + n.conv.numel() if isinstance(n, KDAState) else n.latents.numel() for n in shapes]
         kinds = [isinstance(layer, KDAState) for layer in shapes]
@@ -50,11 +55,15 @@ class Pool:
         if budget < self.state_bytes + 2 * self.page_bytes:
             least = self.state_bytes + 2 * self.page_bytes
             raise InputError(f"a cache of {budget} bytes holds no sequence: give at least {least}")
+        if snapshots not in SNAPSHOTS:
+            raise InputError(f"snapshots={snapshots!r}: one of {', '.join(SNAPSHOTS)}")
         self.context = min(context, count * PAGE) if page else context
-        snapshots = min(MOST_SNAPSHOTS, budget // max(1, self.state_bytes))
-        self.states = torch.empty(sequences + snapshots, state)
+        self.saved_bytes = state * SNAPSHOTS[snapshots].itemsize
+        saved = min(MOST_SNAPSHOTS, budget // max(1, self.saved_bytes))
+        self.states = torch.empty(sequences, state)
+        self.saved = torch.empty(saved, state, dtype=SNAPSHOTS[snapshots])
         self.pages = torch.empty(count, page)
-        self.free_rows, self.free_snapshots = [*range(sequences)][::-1], [*range(sequences, len(self.states))][::-1]
+        self.free_rows, self.free_snapshots = [*range(sequences)][::-1], [*range(sequences, sequences + saved)][::-1]
         self.free_pages, self.users = [*range(count)][::-1], [0] * count
         self.table = torch.zeros(sequences, max(1, -(-self.context // PAGE)), dtype=torch.int32)
         self.memory = self.as_memory(sequences)
@@ -78,7 +87,7 @@ class Pool:
         if snapshot is None:
             self.states[held.row].zero_()
         else:
-            self.states[held.row].copy_(self.states[snapshot.row])
+            self.states[held.row].copy_(self.saved[snapshot.row - len(self.states)])
             self.share(snapshot, held)
             self.table[held.row, : len(held.pages)] = torch.tensor(held.pages, dtype=torch.int32)
         self.memory.lengths[held.row] = held.length
@@ -106,11 +115,11 @@ class Pool:
 
     def snapshot(self, held: Held) -> Held | None:
         """A copy of the state and a share of the pages as they are now; None without memory."""
-        if not self.free_snapshots or self.used + self.state_bytes > self.budget:
+        if not self.free_snapshots or self.used + self.saved_bytes > self.budget:
             return None
         saved = Held(self.free_snapshots.pop(), [], 0)
-        self.used += self.state_bytes
-        self.states[saved.row].copy_(self.states[held.row])
+        self.used += self.saved_bytes
+        self.saved[saved.row - len(self.states)].copy_(self.states[held.row])
         self.share(held, saved)
         return saved
 
@@ -124,9 +133,9 @@ class Pool:
         """Give back what a sequence or a snapshot holds."""
         for page in held.pages:
             self.drop_page(page)
-        live = held.row < len(self.table)
+        live = held.row < len(self.states)
         (self.free_rows if live else self.free_snapshots).append(held.row)
-        self.used -= self.state_bytes
+        self.used -= self.state_bytes if live else self.saved_bytes
         held.pages = []
 
     def share(self, giver: Held, taker: Held) -> None:

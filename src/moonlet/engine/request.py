@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Limits:
     """Of one engine. sequences: live at once; step_tokens: fed in a step; memory: bytes of cache, snapshots included;
-    waiting: requests in line before new ones are refused; threads: of the decoder, 0 for all this process may use."""
+    waiting: requests in line before new ones are refused; threads: of the decoder, 0 for all this process may use.
+    snapshots: how their KDA states are kept, fp32 or bf16; with bf16 a text that goes on from one may differ."""
 
     sequences: int = 64
     step_tokens: int = 256
@@ -29,6 +30,7 @@ class Limits:
     waiting: int = 1024
     threads: int = 0
     prefix_cache: bool = True
+    snapshots: str = "fp32"
     speculate: bool = True
 
 

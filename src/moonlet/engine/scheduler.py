@@ -48,7 +48,8 @@ class Scheduler:
         config = decoder.model.config
         self.decoder, self.limits, self.vocab_size = decoder, limits, config.vocab_size
         further = 0 if draft is None else config.kv_lora_rank + config.qk_rope_head_dim
-        self.pool = Pool(decoder.model, limits.sequences, config.max_position_embeddings, limits.memory, further)
+        context, memory = config.max_position_embeddings, limits.memory
+        self.pool = Pool(decoder.model, limits.sequences, context, memory, further, limits.snapshots)
         self.draft = None if draft is None else draft_model.Drafts(draft, self.pool)
         self.cache = PrefixCache(self.pool)
         self.threads = limits.threads or (len(os.sched_getaffinity(0)) if decoder.device.type == "cpu" else 1)

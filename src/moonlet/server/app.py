@@ -26,7 +26,7 @@ from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from moonlet.engine.request import Busy
+from moonlet.engine.request import Busy, Limits
 from moonlet.errors import InputError
 from moonlet.server import wire
 from moonlet.server.wire import ApiError
@@ -201,6 +201,7 @@ def serve(
     weights: str = "fp32",
     scratch: Path | None = None,
     draft: bool = True,
+    limits: Limits | None = None,
 ) -> None:
     """Load the model in `folder` and serve it until interrupted. Port 0: the system chooses one.
 
@@ -216,7 +217,7 @@ def serve(
     with listener:
         from moonlet.engine.engine import Engine  # torch: loaded when the address is known to be good
 
-        app = create_app(Engine(folder, weights=weights, scratch=scratch, draft=draft))
+        app = create_app(Engine(folder, limits, weights=weights, scratch=scratch, draft=draft))
         if host not in ("127.0.0.1", "::1", "localhost"):
             print(f"warning: {host} may be reachable from other machines, and there is no key", file=sys.stderr)
         shown = f"[{host}]" if ":" in host else host
