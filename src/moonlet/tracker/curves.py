@@ -54,11 +54,11 @@ class Curves:
         live, kept, now = self.index.live(name), self._runs.get(name), time.monotonic()
         if kept is not None and live in (None, kept) and now - self._looked[name] < FRESH_SECONDS:
             return kept
-        data = live or kept or RunData(self.index.folder(name))
+        data = live or kept or self.index.just_read(name) or RunData(self.index.folder(name))
         data.refresh()
         self._runs[name], self._looked[name] = data, now
         self._runs.move_to_end(name)
-        if data is not kept:
+        if data is not kept and data.held:
             while len(self._runs) > 1 and sum(one.held for one in self._runs.values()) > RUN_POINTS:
                 self._runs.popitem(last=False)
         return data

@@ -45,6 +45,7 @@ class Index:
         self.lock = threading.RLock()
         self._stamps: dict[str, str] = {}
         self._live: dict[str, RunData] = {}  # runs that are being written, read as far as they go
+        self._last: tuple[str, RunData] | None = None  # what the latest scan read last
         self._folders: dict[str, str] = {}  # id -> folder below the root
         self._undo: list[list[tuple[str, Record]]] = []
         self._database = self._open()
@@ -59,6 +60,7 @@ class Index:
 
     def scan(self) -> None:
         """Look at every folder; read those that changed."""
+        self._last = None
         found = {run_id(folder): (folder, stamp) for folder, stamp in discover(self.root).items()}
         for name in self.records.keys() - found.keys():
             self._forget(name)
@@ -72,6 +74,13 @@ class Index:
         """Look again at the runs that are being written."""
         for name in [name for name, record in list(self.records.items()) if record["state"] in ("running", "stalled")]:
             self._look(name)
+
+    def just_read(self, name: str) -> "RunData | None":
+        """The sources of a run that ended and was the last one read: the first look at it reads nothing twice."""
+        if self._last is None or self._last[0] != name:
+            return None
+        (_, data), self._last = self._last, None
+        return data
 
     def with_logs(self) -> list[tuple[str, str]]:
         """Ids and stamps of the runs that have a log which is no columns yet."""
@@ -105,6 +114,7 @@ class Index:
                 self._live[name] = data
             else:
                 self._live.pop(name, None)
+                self._last = name, data
         except (OSError, ValueError) as error:  # gone while it was read, or no log at all: shown as what it is
             with contextlib.suppress(OSError):
                 self._put(name, stamp_of(folder) or "", broken(name, self._folders[name], str(error)))

@@ -153,7 +153,7 @@ class LogFile(Source):
         slots = tail[tail["generation"] > self.generation]
         changed = self.offset > before or len(slots) != self._tail_size
         if changed:
-            self._tail, self._tail_size = self._split(slots), len(slots)
+            self._tail, self._tail_size = self._split([slots]), len(slots)
             self.stats = dict(self._done)
             for name, (step, _, value) in self._tail.items():
                 self._add_stat(self.stats, name, Stat.of(step, value))
@@ -270,26 +270,25 @@ class LogFile(Source):
 
     def _place_slots(self) -> None:
         if self._slots:
-            for name, points in self._split(np.concatenate(self._slots)).items():
+            for name, points in self._split(self._slots).items():
                 self._add(name, points)
             self._slots.clear()
 
-    def _split(self, slots: np.ndarray) -> dict[str, Points]:
+    def _split(self, parts: list[np.ndarray]) -> dict[str, Points]:
         """Slots by name, each in their order."""
-        found: dict[str, Points] = {}
-        if not len(slots):
-            return found
-        firsts = np.array([0])
-        if (slots["ident"] != slots["ident"][0]).any():
+        if any((part["ident"] != part["ident"][:1]).any() for part in parts):
+            slots = np.concatenate(parts)
             slots = slots[np.argsort(slots["ident"], kind="stable")]
-            firsts = np.flatnonzero(np.diff(slots["ident"].astype(np.int64), prepend=-1))
-        for first, last in zip(firsts.tolist(), [*firsts[1:].tolist(), len(slots)], strict=True):
-            ident = int(slots["ident"][first])
-            if ident < len(self.names):
-                part = slots[first:last]
-                columns = (part["step"].astype(np.int64), part["time"].astype(np.float64), part["value"])
-                found[self.names[ident]] = (columns[0], columns[1], columns[2].astype(np.float64))
-        return found
+            parts = np.split(slots, np.flatnonzero(np.diff(slots["ident"])) + 1)
+        found: dict[str, list[np.ndarray]] = {}
+        for part in parts:
+            if len(part) and part["ident"][0] < len(self.names):
+                found.setdefault(self.names[part["ident"][0]], []).append(part)
+        columns = ("step", "time", "value")
+        return {
+            name: tuple(np.concatenate([part[key] for part in mine]) for key in columns)  # type: ignore[misc]
+            for name, mine in found.items()
+        }
 
     def _add(self, name: str, points: Points) -> None:
         self.parts.setdefault(name, []).append(points)
