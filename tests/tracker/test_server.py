@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -403,3 +404,20 @@ def test_a_bad_log_is_tried_once_and_again_when_it_changed(tmp_path, monkeypatch
     index.scan()
     compact.compact_one(index, refused)
     assert len(looked) == 2
+
+
+def test_the_end_waits_for_nobody(tmp_path):
+    command = [sys.executable, "-m", "moonlet", "board", str(tmp_path), "--port", "0"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    address = process.stderr.readline().split("//")[1].strip().rstrip("/")
+    connection = http.client.HTTPConnection(address, timeout=10)
+    connection.request("GET", "/api/session")  # the server runs: its handler of signals stands
+    assert connection.getresponse().read()
+    connection.request("GET", "/api/changes?since=99&wait=25")
+    time.sleep(0.1)
+    start = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert json.loads(connection.getresponse().read())["runs"] == [] and process.wait(10) == 0
+    assert time.monotonic() - start < 5 and process.stderr.read() == ""
+    process.stderr.close()
+    connection.close()

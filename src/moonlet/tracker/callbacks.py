@@ -32,11 +32,13 @@ def trainer_callback(run: Run) -> Any:
 
 
 def lightning_logger(run: Run) -> Any:
-    """A Lightning logger (`lightning.pytorch`, else `pytorch_lightning`)."""
+    """A Lightning logger (`lightning.pytorch`, else `pytorch_lightning`). Only the process of rank 0 logs."""
     try:
         from lightning.pytorch.loggers.logger import Logger
+        from lightning.pytorch.utilities import rank_zero_only
     except ImportError:
         from pytorch_lightning.loggers.logger import Logger
+        from pytorch_lightning.utilities import rank_zero_only
 
     class RunLogger(Logger):
         @property
@@ -51,9 +53,11 @@ def lightning_logger(run: Run) -> Any:
         def experiment(self) -> Run:
             return run
 
+        @rank_zero_only
         def log_hyperparams(self, params: Any, *arguments: Any, **more: Any) -> None:
             run.config.update(dict(params) if hasattr(params, "keys") else vars(params))
 
+        @rank_zero_only
         def log_metrics(self, metrics: Any, step: int | None = None) -> None:
             run.log({name: float(value) for name, value in metrics.items()}, step)
 

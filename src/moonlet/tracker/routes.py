@@ -30,6 +30,7 @@ class Board:
     write_token: str
     files: dict[str, tuple[bytes, str]]
     page: Path
+    closing: bool = False
     _waiting: asyncio.Task[None] | None = None
     _fields: tuple[int, dict[str, Any]] = field(default=(-1, {}))
 
@@ -49,7 +50,7 @@ class Board:
         await asyncio.wait([self._waiting], timeout=seconds)
 
     async def _change(self, version: int) -> None:
-        while self.index.version == version:
+        while self.index.version == version and not self.closing:
             await asyncio.sleep(0.1)
 
     def fields(self) -> dict[str, Any]:
@@ -133,7 +134,7 @@ def reading(api: Routes, board: Board) -> None:
     async def changes(request: Request) -> Answer:
         since = request.whole("since", 0)
         end = time.monotonic() + request.real("wait", 20.0, 0, 30)
-        while index.version <= since and (left := end - time.monotonic()) > 0:
+        while index.version <= since and not board.closing and (left := end - time.monotonic()) > 0:
             await board.news(left)
         with index.lock:
             news = {

@@ -144,6 +144,7 @@ def serve(
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))
+        bound.listen(2048)  # the address is told below: from then on whoever asks waits and is not refused
     except OSError as error:
         raise ValueError(f"cannot listen on {host}:{port} ({error.strerror}): choose another --port") from error
     scheme = "https" if tls[0] else "http"
@@ -151,9 +152,16 @@ def serve(
     print(f"moonlet board: {root} on {scheme}://{host}:{bound.getsockname()[1]}{query}", file=sys.stderr, flush=True)
     settings: dict[str, Any] = {"ssl_certfile": tls[0], "ssl_keyfile": tls[1]} if tls[0] else {}
     settings |= {"loop": "asyncio", "ws": "none", "lifespan": "off"}  # what is not used is not imported
+    settings["timeout_graceful_shutdown"] = 1  # a peer that keeps its TLS connection open would hold the end up
     config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, **settings)
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            board.closing = True  # whoever waits for news is answered now
+            super().handle_exit(sig, frame)
+
     with following(board, rules):
-        uvicorn.Server(config).run(sockets=[bound])
+        Server(config).run(sockets=[bound])
 
 
 def _is_loopback(host: str) -> bool:
