@@ -19,10 +19,11 @@ from moonlet.model.kernels.native import library, why_not
 from moonlet.model.model import Model
 
 pytestmark = pytest.mark.skipif(library() is None, reason=f"no native kernels: {why_not()}")
+ON_A_CPU = [weights for weights in WEIGHTS if weights != "gpu"]
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("weights", ON_A_CPU)
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_logits_are_the_model_s(weights: str, on_disk: bool, tmp_path: Path) -> None:
     folder = tiny_model_folder(tmp_path)
@@ -38,7 +39,7 @@ def test_logits_are_the_model_s(weights: str, on_disk: bool, tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["model"]  # what lies on the disk has no name
 
 
-@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("weights", ON_A_CPU)
 def test_an_engine_answers(weights: str, tmp_path: Path) -> None:
     engine = Engine(tiny_model_folder(tmp_path), weights=weights)
     said = [engine.chat([{"role": "user", "content": "2 + 3?"}], seed=1, max_tokens=12) for _ in range(2)]
@@ -85,6 +86,7 @@ def test_misuse_is_told(tmp_path: Path) -> None:
         ("int5", None, "int8"),
         ("fp32", tmp_path, "packed, int8, int4"),
         ("int8", tmp_path / "nowhere", "must be a folder"),
+        *([] if torch.cuda.is_available() else [("gpu", None, "finds no GPU")]),
     ):
         with pytest.raises(InputError, match=word):
             opened(folder, weights, scratch)

@@ -60,9 +60,10 @@ class Pool:
         self.context = min(context, count * PAGE) if page else context
         self.saved_bytes = state * SNAPSHOTS[snapshots].itemsize
         saved = min(MOST_SNAPSHOTS, budget // max(1, self.saved_bytes))
-        self.states = torch.empty(sequences, state)
-        self.saved = torch.empty(saved, state, dtype=SNAPSHOTS[snapshots])
-        self.pages = torch.empty(count, page)
+        self.device = model.embed_tokens.weight.device
+        self.states = torch.empty(sequences, state, device=self.device)
+        self.saved = torch.empty(saved, state, dtype=SNAPSHOTS[snapshots], device=self.device)
+        self.pages = torch.empty(count, page, device=self.device)
         self.free_rows, self.free_snapshots = [*range(sequences)][::-1], [*range(sequences, sequences + saved)][::-1]
         self.free_pages, self.users = [*range(count)][::-1], [0] * count
         self.table = torch.zeros(sequences, max(1, -(-self.context // PAGE)), dtype=torch.int32)
@@ -170,26 +171,26 @@ class Pool:
                 S, conv = self.states[at, offset:middle], self.states[at, middle : middle + layer.conv.numel()]
                 layers.append(KDAState(S.view(-1, *layer.S.shape[1:]), conv.view(-1, *layer.conv.shape[1:])))
             else:
-                latents = torch.zeros(len(sequences), longest, layer.latents.shape[2])
+                latents = torch.zeros(len(sequences), longest, layer.latents.shape[2], device=self.device)
                 for row, held in zip(latents, sequences):
                     row[: held.length] = self.latents(held, layer, offset)[: held.length]
                 layers.append(MLAState(latents))
-        return Cache(layers, torch.tensor([held.length for held in sequences]))
+        return Cache(layers, torch.tensor([held.length for held in sequences], device=self.device))
 
     def scatter(self, sequences: Sequence[Held], cache: Cache) -> None:
         """Write the tokens that `cache` has more than the sequences, and its states, back into the arenas."""
-        at = torch.tensor([held.row for held in sequences])
+        at, ends = torch.tensor([held.row for held in sequences]), cache.lengths.tolist()
         for old, new, offset in zip(self.shapes, cache.layers, self.offsets):
             if isinstance(old, KDAState) and isinstance(new, KDAState):
                 middle = offset + old.S.numel()
                 self.states[at, offset:middle] = new.S.flatten(1)
                 self.states[at, middle : middle + old.conv.numel()] = new.conv.flatten(1)
             elif isinstance(old, MLAState) and isinstance(new, MLAState):
-                for row, held, end in zip(new.latents, sequences, cache.lengths.tolist()):
-                    for place in range(held.length, end):
-                        page = self.pages[held.pages[place // PAGE], offset : offset + old.latents.numel()]
-                        page.view(PAGE, -1)[place % PAGE] = row[place]
-        self.memory.lengths[at] = cache.lengths
+                arena = self.pages[:, offset : offset + old.latents.numel()].unflatten(1, (PAGE, -1))
+                for row, held, end in zip(new.latents, sequences, ends):
+                    place = torch.arange(held.length, end)
+                    arena[torch.tensor(held.pages)[place // PAGE], place % PAGE] = row[held.length : end]
+        self.memory.lengths[at] = torch.tensor(ends)
 
     def latents(self, held: Held, layer: MLAState, offset: int) -> torch.Tensor:
         return self.pages[held.pages, offset : offset + layer.latents.numel()].view(-1, layer.latents.shape[2])

@@ -2,7 +2,8 @@
 
 The native decoder's copy is the only one: the model's own weights are given up while it is made. With a scratch folder
 the experts lie on its disk from the first byte read to the last one used, so a model answers that is larger than the
-memory, as fast as the disk and what the system keeps of it allow.
+memory, as fast as the disk and what the system keeps of it allow. On a GPU the model's own weights are kept, in bf16,
+and it runs by the kernels of model/kernels/gpu.py, row by row rounded otherwise than alone (unchecked on a GPU so far).
 """
 
 import ctypes
@@ -24,15 +25,31 @@ WEIGHTS = {
     "packed": "experts in 4 bits as they are stored, the rest in fp32",
     "int8": "experts in 4 bits where they are stored so, all other matrices in 8 bits",
     "int4": "experts in 4 bits, all other matrices too",
+    "gpu": "all in bf16 on a GPU",
 }
+
+FP32 = (".gate.weight", ".A_log", ".dt_bias")  # of a model on a GPU: what chooses experts, what states decay by
+
+
+def on_gpu(model: Model, device: torch.device) -> Model:
+    """The model moved there, in bf16 but for `FP32` and the router's bias."""
+    for name, weight in model.to(device).named_parameters():
+        if not name.endswith(FP32):
+            weight.data = weight.data.bfloat16()
+    return model
 
 
 def opened(folder: Path, weights: str, scratch: Path | None) -> tuple[Model, Tokenizer | None, PackedModel | None]:
     """Model, tokenizer, and the model laid out for the native decoder; then its own weights are given up."""
     if weights not in WEIGHTS:
         raise InputError(f"weights={weights}: {nearest(weights, WEIGHTS)}")
-    if scratch is not None and not (scratch.is_dir() and weights != "fp32"):
+    if scratch is not None and not (scratch.is_dir() and weights not in ("fp32", "gpu")):
         raise InputError(f"scratch {scratch} must be a folder, and weights one of packed, int8, int4 (is {weights})")
+    if weights == "gpu":
+        if not torch.cuda.is_available():
+            raise InputError("weights=gpu: torch finds no GPU here; use fp32, packed, int8 or int4")
+        model, tokenizer = load(folder)
+        return on_gpu(model, torch.device("cuda")), tokenizer, None
     if weights != "fp32" and library() is None:
         raise InputError(f"weights={weights} needs the native decoder: {why_not()}")
     room = torch.empty if scratch is None else partial(on_disk, scratch)
