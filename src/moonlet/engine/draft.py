@@ -1,17 +1,16 @@
-"""The draft model at work: what may come next, guessed from the model's features, for several requests at once.
+"""What may come next: by prompt lookup, else by the draft model, for several requests at once.
 
-`load_draft` reads `draft.safetensors` beside a model. `NativeDraft` lays it out for the native decoder, which then
-takes rows x_t in place of embeddings; the head is the model's packed one. `Drafts` keeps, for each
-request, how far the draft's own latents (a layer more in the cache's pages, so snapshots carry them) come from the
-model's features, and the features that wait to be taken up. Latents of guessed places are written over when the true
-features are known, so a wrong guess leaves nothing to undo. What a snapshot does not carry is the feature at its end,
-for which a zero stands: drafts may be worse for it, texts cannot differ.
-
-Each place of a draft is sampled with the request's settings and the random number that the model's own token there will
-be sampled with: where the two distributions agree, so do the tokens.
+`load_draft` reads `draft.safetensors` beside a model. `NativeDraft` lays it out for the native decoder, with the head
+that the model has packed; a chain of guesses is one call (model/kernels/native/draft.cpp) and takes the likeliest token
+at each place, for sampled texts too. `Drafts` keeps, for each request, how far the draft's own latents (a layer more in
+the cache's pages, so snapshots carry them) come from the model's features, and the features that wait to be taken up.
+Latents of guessed places are written over when the true features are known, so a wrong guess leaves nothing to undo.
+What a snapshot does not carry is the feature at its end, for which a zero stands: that may cost a guess, never a text.
 """
 
-from collections.abc import Sequence
+import ctypes
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +18,13 @@ import torch
 from torch import Tensor
 
 from moonlet.engine.cache import Pool
-from moonlet.engine.packed import LayerC, Memory, ModelC, PackedModel, StateC
+from moonlet.engine.packed import FLOAT, INT, POINTER, LayerC, MatrixC, Memory, ModelC, PackedModel, StateC, named
 from moonlet.engine.request import Request
-from moonlet.engine.sampling import choose
+from moonlet.engine.speculate import Drafter
 from moonlet.engine.tensor_files import opened
 from moonlet.errors import InputError
 from moonlet.model.draft import Draft, block_count, published_name
-from moonlet.model.kernels.native import pointer
+from moonlet.model.kernels.native import library, pointer
 from moonlet.model.model import Model
 
 FILE = "draft.safetensors"
@@ -53,29 +52,48 @@ def load_draft(folder: Path, model: Model) -> Draft | None:
     return draft
 
 
+class DraftC(ctypes.Structure):
+    _fields_ = (
+        ("layer", ModelC),
+        *named(POINTER, "embedding", "embedding_norm", "feature_norm"),
+        ("join", MatrixC),
+    )
+
+
 class NativeDraft(PackedModel):
     """A draft for the model that `target` holds; like it, it belongs to the weights of the moment."""
 
     def __init__(self, draft: Draft, model: Model, target: PackedModel) -> None:
         self.kept, self.mapped = [target], []
         self.weights, self.consume, self.scratch = target.weights, False, None
-        self.draft, self.config, self.vocab_size = draft, model.config, target.vocab_size
-        self.embedding = model.embed_tokens.weight
+        self.multiplications = (
+            sum(p.numel() for p in draft.parameters()) + model.lm_head.out_features * draft.fc.out_features
+        )
+        self.fuse, self.width, self.blocks = draft.fuse, model.config.hidden_size, block_count(model.config)
         layers = (LayerC * 1)(self.layer(draft.layers[0], None))  # type: ignore[arg-type]
         norm, eps = self.values(draft.norm.weight), model.config.rms_norm_eps
-        self.model = ModelC(None, self.address(layers), None, norm, target.model.head, 1, eps)
+        self.draft = DraftC(
+            ModelC(None, self.address(layers), None, norm, target.model.head, 1, eps),
+            *map(self.values, (model.embed_tokens.weight, draft.enorm.weight, draft.hnorm.weight)),
+            self.matrix(draft.eh_proj.weight),
+        )
 
-    @torch.no_grad()
-    def guess(
-        self, memory: Memory, rows: Sequence[int], tokens: Sequence[list[int]], before: Tensor, wanted: int
-    ) -> tuple[Tensor, Tensor]:
-        """Feed each row its tokens, `before` [sum, d] the h of the place before each; logits after the last `wanted`
-        (0 or 1) of each, and g [sum, d]."""
-        x = self.draft.inputs(self.embedding[[token for queue in tokens for token in queue]], before)
-        self.model.embedding = pointer(x).value
-        places, g = iter(range(len(x))), torch.empty_like(x)
-        queues = [[next(places) for _ in queue] for queue in tokens]
-        return self.decode(memory, rows, queues, [wanted] * len(rows), features=g), g
+    def chain(
+        self, memory: Memory, rows: Sequence[int], tokens: Sequence[list[int]], h: Tensor, most: int, threads: int
+    ) -> list[list[int]]:
+        """Feed each row its tokens behind memory.lengths[row] places, h [sum, d] of the place before each; at most
+        `most` guesses a row, as far as it is SURE."""
+        ids = torch.tensor([token for queue in tokens for token in queue])
+        starts = torch.tensor([0, *itertools.accumulate(map(len, tokens))], dtype=torch.int32)
+        where, made = torch.tensor(rows, dtype=torch.int32), torch.empty(len(rows), dtype=torch.int32)
+        guesses = torch.empty(len(rows), most, dtype=torch.long)
+        arrays = map(pointer, (ids, where, starts, memory.lengths))
+        pages = pointer(memory.table), INT(memory.table.shape[1]), INT(memory.page)
+        out = pointer(h), pointer(guesses), pointer(made), INT(len(rows)), INT(most), FLOAT(SURE), INT(threads)
+        kernels = library()
+        assert kernels is not None
+        kernels.draft_chain(ctypes.byref(self.draft), *arrays, memory.states, *pages, *out)
+        return [guess[:n] for guess, n in zip(guesses.tolist(), made.tolist())]
 
 
 @dataclass
@@ -95,24 +113,24 @@ class Behind:
 class Drafts:
     """Of one scheduler; all but `fuse` is its own thread's to call."""
 
-    def __init__(self, native: NativeDraft, pool: Pool) -> None:
+    def __init__(self, native: NativeDraft, pool: Pool, threads: int) -> None:
         """pool: with the draft's layer as its last."""
-        self.native, self.blocks = native, block_count(native.config)
+        self.native, self.threads = native, threads
         state = (StateC * 1)(pool.memory.states[-1])
         self.memory = Memory(state, torch.zeros_like(pool.memory.lengths), pool.table, pool.memory.page)
 
     def room(self, tokens: int) -> Tensor:
         """Where the decoder writes its features of so many tokens."""
-        return torch.empty(tokens, self.blocks, self.native.embedding.shape[1])
+        return torch.empty(tokens, self.native.blocks, self.native.width)
 
     @torch.no_grad()
     def fuse(self, features: Tensor, tokens: Sequence[list[int]]) -> tuple[Tensor, ...]:
         """Features as `room` gave them -> h [n, d] for each queue of tokens."""
-        return self.native.draft.fuse(features).split([len(queue) for queue in tokens])
+        return self.native.fuse(features).split([len(queue) for queue in tokens])
 
     def begin(self, length: int) -> Behind:
         """For a request whose sequence holds `length` places: the last one's h is not known."""
-        return Behind(length, torch.zeros(1, self.native.embedding.shape[1]))
+        return Behind(length, torch.zeros(1, self.native.width))
 
     def learn(self, request: Request, h: Tensor, start: int) -> None:
         """h [n, d] of the places from `start` on, which have been fed and stay."""
@@ -131,44 +149,43 @@ class Drafts:
         start = behind.length
         n = min(held.length - start, len(behind.features))
         if n > 0:
-            self.guess([request], [start], [request.tokens[start : start + n]], behind.next(n), 0)
+            self.chain({request: start}, [request.tokens[start : start + n]], behind.next(n), 0)
 
     def propose(self, requests: Sequence[Request]) -> dict[Request, list[int]]:
-        """What may come next: at most LENGTH tokens, for which there must be room behind those that are known."""
-        going: list[Request] = []
-        starts, tokens, before = [], [], []
+        """What may come next: at most LENGTH tokens, for which each must have room behind those that it has."""
+        starts, tokens, h = {}, [], []
         for request in requests:
             behind, known = request.behind, len(request.tokens)
             if behind is not None and len(behind.features) >= known - behind.length > 0:  # not behind a forced text
-                going.append(request)
-                starts.append(behind.length)
+                starts[request] = behind.length
                 tokens.append(request.tokens[behind.length :])
-                before.append(behind.next(known - behind.length))
-        drafts: dict[Request, list[int]] = {request: [] for request in going}
-        h = torch.cat(before) if before else torch.empty(0)
-        for place in range(LENGTH):
-            if not going:
-                break
-            logits, g = self.guess(going, starts, tokens, h, 1)
-            last = torch.tensor([len(queue) for queue in tokens]).cumsum(0) - 1
-            uniforms = [request.row.uniforms(place + 1)[place] for request in going if request.row is not None]
-            chosen = choose(logits.numpy(), [request.asked for request in going], uniforms)
-            sure = logits.softmax(-1)[range(len(chosen)), chosen] > SURE
-            for request, token, good in zip(going, chosen, sure.tolist()):
-                drafts[request] += [token] * good
-            on = [i for i, token in enumerate(chosen) if sure[i] and not self.last(going[i], token, place)]
-            going, tokens, h = [going[i] for i in on], [[chosen[i]] for i in on], g[last[on]]
-            starts = [len(request.tokens) + place for request in going]
-        return drafts
+                h.append(behind.next(known - behind.length))
+        return dict(zip(starts, self.chain(starts, tokens, torch.cat(h), LENGTH))) if starts else {}
 
-    @staticmethod
-    def last(request: Request, token: int, place: int) -> bool:
-        """Whether the text must end with this draft's token, or behind it with the model's own."""
-        return token in request.stop or request.made + place + 2 >= request.asked.max_tokens
+    def chain(
+        self, starts: Mapping[Request, int], tokens: Sequence[list[int]], h: Tensor, most: int
+    ) -> list[list[int]]:
+        rows = [request.held.row for request in starts if request.held is not None]
+        for row, start in zip(rows, starts.values()):
+            self.memory.lengths[row] = start
+        return self.native.chain(self.memory, rows, tokens, h, most, self.threads)
 
-    def guess(
-        self, requests: Sequence[Request], starts: Sequence[int], tokens: Sequence[list[int]], h: Tensor, wanted: int
-    ) -> tuple[Tensor, Tensor]:
-        rows = [request.held.row for request in requests if request.held is not None]
-        self.memory.lengths[rows] = torch.tensor(starts)
-        return self.native.guess(self.memory, rows, tokens, h, wanted)
+
+def drafts_of(decoding: Sequence[Request], pool: Pool, model: Drafts | None) -> dict[Request, tuple[list[int], bool]]:
+    """The drafts of these requests, with memory for them; True for the draft model's."""
+    found: dict[Request, tuple[list[int], bool]] = {}
+    without = []
+    for request in decoding:
+        assert request.row is not None and request.held is not None
+        if not request.row.plain:
+            continue
+        request.drafter = request.drafter or Drafter(request.tokens)
+        limit, known = request.asked.max_tokens - request.made - 1, len(request.tokens) - request.held.length
+        drafts = request.to_stop(request.drafter.propose(limit))
+        if drafts and pool.grow(request.held, known + len(drafts)):
+            found[request] = drafts, False
+        elif model is not None and limit >= LENGTH and pool.grow(request.held, known + LENGTH):
+            without.append(request)
+    if model is not None:
+        found |= {one: (one.to_stop(drafts), True) for one, drafts in model.propose(without).items()}
+    return found

@@ -80,6 +80,10 @@ class Request:
         """Tokens after the prompt."""
         return len(self.tokens) - len(self.prompt)
 
+    def to_stop(self, tokens: list[int]) -> list[int]:
+        """As far as the first that ends the text."""
+        return tokens[: next((n for n, token in enumerate(tokens, 1) if token in self.stop), len(tokens))]
+
 
 @dataclass
 class Work:

@@ -24,13 +24,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from moonlet.engine import draft as draft_model
 from moonlet.engine.cache import PAGE, Pool
+from moonlet.engine.draft import Drafts, NativeDraft, drafts_of
 from moonlet.engine.generate import Decoder
 from moonlet.engine.prefix import PrefixCache
 from moonlet.engine.request import Busy, Limits, Request, Work
 from moonlet.engine.sampling import Picked, Row, choose, describe
-from moonlet.engine.speculate import Drafter
 from moonlet.errors import InputError
 from moonlet.model.sizes import active, parameters
 
@@ -44,16 +43,16 @@ log = logging.getLogger("moonlet.engine")
 class Scheduler:
     """`submit` and `cancel` may be called from any thread; all else runs in the scheduler's own."""
 
-    def __init__(self, decoder: Decoder, limits: Limits, draft: draft_model.NativeDraft | None = None) -> None:
+    def __init__(self, decoder: Decoder, limits: Limits, draft: NativeDraft | None = None) -> None:
         config = decoder.model.config
         self.decoder, self.limits, self.vocab_size = decoder, limits, config.vocab_size
         further = 0 if draft is None else config.kv_lora_rank + config.qk_rope_head_dim
         context, memory = config.max_position_embeddings, limits.memory
         self.pool = Pool(decoder.model, limits.sequences, context, memory, further, limits.snapshots)
-        self.draft = None if draft is None else draft_model.Drafts(draft, self.pool)
         self.cache = PrefixCache(self.pool)
         self.threads = limits.threads or (len(os.sched_getaffinity(0)) if decoder.device.type == "cpu" else 1)
         self.weights = sum(active(parameters(config), config).values())
+        self.draft = None if draft is None else Drafts(draft, self.pool, self.team(draft.multiplications))
         self.workers = ThreadPoolExecutor(self.threads, "moonlet-decode", torch.set_num_threads, (1,))
         self.lock, self.inbox, self.alive = threading.Lock(), deque[Request](), False
         self.arrivals = itertools.count()
@@ -132,7 +131,8 @@ class Scheduler:
         work: dict[Request, Work] = {}
         left = self.limits.step_tokens
         decoding = [r for r in self.running if not r.cuts]
-        guesses = self.guess(decoding) if self.limits.speculate and len(decoding) <= MOST_SPECULATING else {}
+        few = len(decoding) <= MOST_SPECULATING and self.decoder.packed is not None
+        guesses = drafts_of(decoding, self.pool, self.draft) if self.limits.speculate and few else {}
         for request in decoding:
             left -= self.decode(request, work, *guesses.get(request, ()))
         for request in [r for r in self.running if r.cuts]:
@@ -146,31 +146,6 @@ class Scheduler:
             bisect.insort(self.running, request, key=lambda r: r.order)
             left -= self.prefill(request, work, left) if request.cuts else self.decode(request, work)
         return work
-
-    def guess(self, decoding: list[Request]) -> dict[Request, tuple[list[int], bool]]:
-        """Drafts by lookup, else by the draft model; True for those of the latter."""
-        found: dict[Request, tuple[list[int], bool]] = {}
-        without = []
-        for request in decoding:
-            assert request.row is not None and request.held is not None
-            if not request.row.plain or self.decoder.packed is None:
-                continue
-            request.drafter = request.drafter or Drafter(request.tokens)
-            limit = request.asked.max_tokens - request.made - 1
-            drafts = request.drafter.propose(limit)
-            end = next((n for n, token in enumerate(drafts, 1) if token in request.stop), len(drafts))
-            known = len(request.tokens) - request.held.length
-            if drafts and self.pool.grow(request.held, known + end):
-                found[request] = drafts[:end], False
-            elif (
-                self.draft is not None
-                and limit > 0
-                and self.pool.grow(request.held, known + min(limit, draft_model.LENGTH))
-            ):
-                without.append(request)
-        if self.draft is not None:
-            found |= {request: (drafts, True) for request, drafts in self.draft.propose(without).items()}
-        return found
 
     def decode(
         self, request: Request, work: dict[Request, Work], drafts: Sequence[int] = (), guessed: bool = False
@@ -249,13 +224,16 @@ class Scheduler:
             return True
         return False
 
+    def team(self, multiplications: int) -> int:
+        return max(1, min(self.threads, multiplications // WORTH_A_THREAD))
+
     def feed(self, work: dict[Request, Work]) -> list[int]:
         """Run the decoder and the sampler; the tokens chosen, `wanted` for each request in the order of `work`.
 
         The sequences are dealt to the threads that pay; where one of them is more than a share, all threads work on
         everything together."""
         sizes = [len(one.tokens) for one in work.values()]
-        threads = max(1, min(self.threads, sum(sizes) * self.weights // WORTH_A_THREAD))
+        threads = self.team(sum(sizes) * self.weights)
         share = sum(sizes) / threads
         parts: list[list[tuple[Request, Work]]] = [[]]
         for pair, before in zip(work.items(), itertools.accumulate(sizes, initial=0)):

@@ -1,13 +1,13 @@
 """A small draft for a trained model: one layer that guesses the next tokens from what the model made of the last (K3
 report 4.1.4: the layer of multi-token prediction, as an EAGLE-3 draft).
 
-    h_t = W_f (b_t^first | b_t^middle | b_t^last)      b: what each block of the depth bus adds up to; W_f = [0 0 I] at first
+    h_t = W_f (b_t^first | b_t^middle | b_t^last)     b: what a block of the depth bus adds up to; W_f starts as [0 0 I]
     x_t = W_e (RMSNorm(embed(token_t)) | RMSNorm(h_{t-1}))
     x_t += MLA(RMSNorm(x_t));  g_t = x_t + MLP(RMSNorm(x_t));  q(token_{t+1}) = softmax(head(RMSNorm(g_t)))
 
-Place t has token t and the model's features of t-1 (zero at the start of a document); where those are not there yet, the
-draft's own g_{t-1} stands for h_{t-1}. Embedding and head are the model's own, frozen. Scaled down: the layer has a dense
-MLP where K3's has experts, and it starts untrained, as our pretraining has no multi-token prediction. Names are those of
+Place t has token t and the model's features of t-1 (zero at the start of a document); where those are not there yet,
+the draft's own g_{t-1} stands for h_{t-1}. Embedding and head are the model's, frozen. Scaled down: the layer has a
+dense MLP where K3's has experts, and it starts untrained, as our pretraining predicts one token. Names are those of
 DeepSeek-V3's layer for it (`model.layers.N.enorm`, ...) and EAGLE-3's `fc`. Shapes: [B, T, d].
 """
 

@@ -84,3 +84,6 @@ Buffer feed_forward(const MLP& m, Rows& x);
 Buffer feed_forward(const MoE& m, Rows& x);
 
 EXPORT void rms_norm_forward(const float*, const float*, float*, int, int, float);
+EXPORT void decode(
+    const Model*, const int64_t*, const int*, const int*, const int64_t*, const State*, const int*, int, int, const int*,
+    float*, float*, int, int);
