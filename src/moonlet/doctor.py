@@ -52,9 +52,10 @@ def lines(facts: dict[str, Any]) -> list[str]:
 
 def _torch() -> dict[str, Any]:
     if importlib.util.find_spec("torch") is None:
-        return {"torch": None, "threads": None, "accelerator": None, "kernels": None}
+        return {"torch": None, "threads": None, "accelerator": None, "kernels": None, "gpu_kernels": None}
     import torch
 
+    from moonlet.model.kernels import gpu
     from moonlet.model.kernels.native import found
 
     accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
@@ -63,6 +64,7 @@ def _torch() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "accelerator": accelerator,
         "kernels": found()[1],
+        "gpu_kernels": gpu.why_not() or "fla-core" if torch.cuda.is_available() else "not needed",
     }
 
 
