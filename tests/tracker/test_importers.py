@@ -19,9 +19,11 @@ import pytest
 from moonlet.tracker import entries, read
 from moonlet.tracker.imports import bring, kind_of
 from moonlet.tracker.imports.event_file import EventFile, crc32c
+from moonlet.tracker.media import png
 from moonlet.tracker.reader import RunData
 
 DATA = Path(__file__).parent / "data"
+HISTOGRAM = {"_type": "histogram", "bins": [0, 1, 2], "values": [3, 4]}
 FIRST = "events.out.tfevents.1700000000.host.1.0"
 
 
@@ -158,6 +160,89 @@ def test_wandb(tmp_path):
     (tmp_path / "run-abc.wandb").write_bytes(data[:at] + b"l0ss" + data[at + 4 :])
     with pytest.raises(ValueError, match="damaged"):
         list(bring(tmp_path / "run-abc.wandb", tmp_path / "out2"))
+
+
+PNG = png(np.zeros((2, 3, 3), np.uint8))
+
+
+def test_wandb_media(tmp_path):
+    """As wandb 0.31 writes them offline: a key for each part, files beside the log."""
+    files = tmp_path / "files" / "media"
+    (files / "images").mkdir(parents=True)
+    (files / "images" / "a.png").write_bytes(PNG)
+    (files / "t.table.json").write_text('{"columns": ["a", "b"], "data": [[1, "x"]]}')
+    parts = {"_type": "image-file", "path": "media/images/a.png", "width": 3, "height": 2, "caption": "c"}
+    several = {"_type": "images/separated", "filenames": ["media/images/a.png"] * 2, "width": 3, "height": 2}
+    spread = {f"img.{key}": value for key, value in parts.items()} | {f"h.{k}": v for k, v in HISTOGRAM.items()}
+    whole = {"imgs": several, "t": {"_type": "table-file", "path": "media/t.table.json"}, "loss": 0.5}
+    whole |= {"p": {"_type": "histogram", "values": [1, 2], "packedBins": {"min": 0.5, "size": 0.25, "count": 2}}}
+
+    def brought(row: dict, name: str) -> RunData:
+        data = b"".join(item(key, value) for key, value in row.items()) + item("_step", 7)
+        (tmp_path / f"run-{name}.wandb").write_bytes(leveldb([field(2, data)]))
+        (line,) = bring(tmp_path / f"run-{name}.wandb", tmp_path / "out")
+        return opened(Path(line))
+
+    run = brought(spread | whole, "media")
+    found = [
+        (entry["kind"], entry["name"], entry["data"])
+        for entry in (entries.entry(*one) for one in entries.listed(run))
+    ]
+    picture = {"width": 3, "height": 2}
+    assert sorted(found, key=str) == sorted(
+        [
+            ("image", "img", picture | {"caption": "c"}),
+            *[("image", "imgs", picture | {"caption": None})] * 2,
+            ("histogram", "h", {"edges": [0, 1, 2], "counts": [3, 4]}),
+            ("histogram", "p", {"edges": [0.5, 0.75, 1.0], "counts": [1, 2]}),
+            ("table", "t", {"columns": ["a", "b"], "rows": [[1, "x"]]}),
+        ],
+        key=str,
+    )
+    number = next(one[0] for one in entries.listed(run, "image"))
+    assert entries.blob(run, number) == (PNG, "image/png") and run.names() == ["loss"]
+    (tmp_path / "secret.png").write_bytes(PNG)
+    for name, path in (("up", "../secret.png"), ("root", str(tmp_path / "secret.png"))):
+        with pytest.raises(ValueError, match="leads out"):
+            brought({"img": parts | {"path": path}}, name)
+    (files / "link.png").symlink_to(tmp_path / "secret.png")
+    with pytest.raises(ValueError, match="leads out"):
+        brought({"img": parts | {"path": "media/link.png"}}, "link")
+    with pytest.raises(ValueError, match="is no images/separated"):
+        brought({"img": {"_type": "images/separated"}}, "bad")
+    for row in ({"img": parts | {"path": "media/gone.png"}}, {"v": {"_type": "video-file", "path": "x"}}):
+        with pytest.warns(UserWarning, match=r"not there|not imported"):
+            assert list(entries.listed(brought(row, f"gone{len(row)}{next(iter(row))}"))) == []
+
+
+def test_trackio_media_and_traces(tmp_path):
+    """As trackio 0.43 writes them."""
+    (tmp_path / "media" / "p").mkdir(parents=True)
+    (tmp_path / "media" / "p" / "a.png").write_bytes(PNG)
+    database = sqlite3.connect(tmp_path / "p.db")
+    database.executescript("""
+        CREATE TABLE metrics
+          (id INTEGER PRIMARY KEY, run_id TEXT, timestamp TEXT, run_name TEXT, step INTEGER, metrics TEXT);
+        CREATE TABLE traces
+          (id TEXT, run_id TEXT, timestamp TEXT, run_name TEXT, step INTEGER, key TEXT, messages TEXT);
+    """)
+    row = {"img": {"_type": "trackio.image", "file_path": "p/a.png", "caption": "c"}, "loss": 0.5}
+    row |= {"t": {"_type": "trackio.table", "_value": [{"a": 1}, {"b": "x"}]}}
+    row |= {"m": {"_type": "trackio.markdown", "_value": "# hi"}, "h": {**HISTOGRAM, "_type": "trackio.histogram"}}
+    values = ("r", "2026-01-01T00:00:00+00:00", "n", 3)
+    insert = "INSERT INTO metrics (run_id, timestamp, run_name, step, metrics) VALUES (?, ?, ?, ?, ?)"
+    database.execute(insert, (*values, json.dumps(row).encode()))
+    talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
+    database.execute("INSERT INTO traces VALUES ('x', ?, ?, ?, ?, 'talk', ?)", (*values, json.dumps(talk)))
+    database.commit()
+    (line,) = bring(tmp_path / "p.db", tmp_path / "out")
+    run = opened(Path(line))
+    found = {one[2].kind: entries.entry(*one) for one in entries.listed(run)}
+    assert found["image"]["data"]["caption"] == "c" and entries.blob(run, found["image"]["blob"]) == (PNG, "image/png")
+    assert found["table"]["data"] == {"columns": ["a", "b"], "rows": [[1, None], [None, "x"]]}
+    assert found["text"]["data"] == {"text": "# hi"} and found["histogram"]["data"]["counts"] == [3, 4]
+    assert found["rollout"]["data"]["messages"] == talk and found["rollout"]["data"]["prompt"] == "hi"
+    assert {one["step"] for one in found.values()} == {3} and run.names() == ["loss"]
 
 
 def test_trackio_and_mlflow(tmp_path):

@@ -1,4 +1,7 @@
-"""trackio's and MLflow's stores: SQLite databases, opened read-only, and MLflow's folder of text files."""
+"""trackio's and MLflow's stores: SQLite databases, opened read-only, and MLflow's folder of text files.
+
+trackio's media come as `typed` says, its traces as rollouts at the time of the import. MLflow's artifacts are left out.
+"""
 
 import json
 import sqlite3
@@ -7,8 +10,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from moonlet.tracker.imports import fresh, kind_of
+from moonlet.tracker.imports import fresh, kind_of, typed
 from moonlet.tracker.imports.wandb import flat_numbers
+from moonlet.tracker.media import Rollout
 from moonlet.tracker.writer import Run
 
 LARGEST = 1.7976931348623157e308  # MLflow stores infinities as this
@@ -37,8 +41,11 @@ def _trackio(database: sqlite3.Connection, source: Path, out: Path) -> Iterator[
             columns: dict[str, list[tuple[int, float, float]]] = {}
             rows = f"SELECT timestamp, step, metrics FROM metrics WHERE {key} = ? ORDER BY id"
             for stamp, step, metrics in database.execute(rows, (ident,)):
-                time = datetime.fromisoformat(stamp).timestamp()
-                for metric, value in flat_numbers(json.loads(metrics)):
+                time, found = datetime.fromisoformat(stamp).timestamp(), json.loads(metrics)
+                for metric, value in found.items():
+                    if isinstance(value, dict) and "_type" in value:
+                        typed.put(run, metric, value, int(step), time, source.parent / "media")
+                for metric, value in flat_numbers(found):
                     if isinstance(value, str):
                         run.event("text", metric, step, {"text": value}, walltime=time)
                     else:
@@ -50,6 +57,10 @@ def _trackio(database: sqlite3.Connection, source: Path, out: Path) -> Iterator[
                     for metric, value in flat_numbers(json.loads(metrics)):
                         if not isinstance(value, str):
                             columns.setdefault(f"system/{metric}", []).append((int(time), time, value))
+            if "traces" in tables:
+                rows = f"SELECT step, key, messages FROM traces WHERE {key} = ? ORDER BY rowid"
+                for step, trace, messages in database.execute(rows, (ident,)):
+                    Rollout(json.loads(messages)).log_to(run, trace, step)
             _put(run, columns)
         yield folder
 

@@ -1,8 +1,8 @@
 """wandb's offline files (`run-*.wandb`): history, summary, config, tags, notes, system metrics and console lines.
 
 The file is a LevelDB log (blocks of 32 KiB; records cut to fit, each piece with its CRC) of protocol buffers. Field
-numbers are those of wandb's wandb_internal.proto. A history value that is no number and no dict of numbers is left
-out, except text, which becomes a text event.
+numbers are those of wandb's wandb_internal.proto. In the history a dict with a `_type` (images, tables ...) comes as
+`typed` says, in one item or with a key for each part; text becomes a text event, other lists are left out.
 """
 
 import json
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from moonlet.tracker.imports import typed
 from moonlet.tracker.imports.protobuf import fields, signed, text
 from moonlet.tracker.writer import Run
 
@@ -30,7 +31,7 @@ def bring(source: Path, out: Path) -> Iterator[str]:
         name = path.stem.removeprefix("run-")
         with Run(fresh(out / name), {"imported_from": path.name}) as run:
             for record in records(path):
-                _take(run, record)
+                _take(run, record, path.parent / "files")
         yield name
 
 
@@ -61,12 +62,12 @@ def _masked(crc: int) -> int:
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def _take(run: Run, record: bytes) -> None:
+def _take(run: Run, record: bytes, files: Path) -> None:
     for kind, value in fields(record):
         if not isinstance(value, bytes):
             continue
         if kind == HISTORY:
-            _history(run, value)
+            _history(run, value, files)
         elif kind == CONFIG:
             run.config.update(_config(value))
         elif kind == SUMMARY:
@@ -101,11 +102,16 @@ def _config(data: bytes) -> dict[str, Any]:
     return {key: value for key, value in items(data).items() if key != "_wandb"}
 
 
-def _history(run: Run, data: bytes) -> None:
+def _history(run: Run, data: bytes, files: Path) -> None:
     row = items(data)
     steps = [dict(fields(v)).get(1, 0) for n, v in fields(data) if n == 2 and isinstance(v, bytes)]
     step = int(row.pop("_step", signed(int(steps[0])) if steps else 0))
     time = float(row.pop("_timestamp", 0.0))
+    for key in [key for key in row if key.endswith("._type")]:
+        name = key.removesuffix("_type")
+        row[name[:-1]] = {part.removeprefix(name): row.pop(part) for part in list(row) if part.startswith(name)}
+    for name, value in [(name, value) for name, value in row.items() if isinstance(value, dict) and "_type" in value]:
+        typed.put(run, name, value, step, time, files)
     for name, value in flat_numbers(row):
         if isinstance(value, str):
             run.event("text", name, step, {"text": value}, walltime=time)
