@@ -185,8 +185,7 @@ def test_wandb_media(tmp_path):
 
     run = brought(spread | whole, "media")
     found = [
-        (entry["kind"], entry["name"], entry["data"])
-        for entry in (entries.entry(*one) for one in entries.listed(run))
+        (entry["kind"], entry["name"], entry["data"]) for entry in (entries.entry(*one) for one in entries.listed(run))
     ]
     picture = {"width": 3, "height": 2}
     assert sorted(found, key=str) == sorted(
