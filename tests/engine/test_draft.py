@@ -37,7 +37,9 @@ def decoder() -> Decoder:
 
 @pytest.fixture(scope="module")
 def draft(decoder: Decoder) -> Draft:
-    return Draft(decoder.model.config).init_weights(0).requires_grad_(False)
+    made = Draft(decoder.model.config).init_weights(0).requires_grad_(False)
+    made.fc.weight.normal_(0, 0.2, generator=torch.Generator().manual_seed(0))
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +72,9 @@ def test_a_chain_is_that_of_training(decoder: Decoder, native: NativeDraft, draf
         one.tokens, one.held = list(one.prompt), s.pool.open()
         assert one.held is not None and s.pool.grow(one.held, n + LENGTH)
         one.behind = s.draft.begin(0)
-        h = draft.fuse(torch.stack(model.hidden(torch.tensor([one.prompt]))[1].blocks, 2)[0])
+        features = torch.stack(model.hidden(torch.tensor([one.prompt]))[1].blocks, 2)[0]
         for start, end in ((0, 4), (4, n - 1)):
-            s.draft.learn(one, h[start:end], start)
+            s.draft.learn(one, features[start:end], start)
             one.held.length = end
             s.draft.follow(one)
         assert one.behind.length == n - 1
@@ -91,7 +93,7 @@ def test_a_chain_is_that_of_training(decoder: Decoder, native: NativeDraft, draf
     drafts.SURE = bound
     for one in everyone:
         one.behind = s.draft.begin(0)
-        s.draft.learn(one, draft.fuse(torch.stack(model.hidden(torch.tensor([one.prompt]))[1].blocks, 2)[0])[:-1], 0)
+        s.draft.learn(one, torch.stack(model.hidden(torch.tensor([one.prompt]))[1].blocks, 2)[0, :-1], 0)
     for share, guesses in zip(shares, s.draft.propose(everyone).values()):
         assert len(guesses) == next((i for i, p in enumerate(share) if p < bound), LENGTH)
 

@@ -56,7 +56,7 @@ class DraftC(ctypes.Structure):
     _fields_ = (
         ("layer", ModelC),
         *named(POINTER, "embedding", "embedding_norm", "feature_norm"),
-        ("join", MatrixC),
+        *named(MatrixC, "fuse", "join"),
     )
 
 
@@ -69,27 +69,33 @@ class NativeDraft(PackedModel):
         self.multiplications = (
             sum(p.numel() for p in draft.parameters()) + model.lm_head.out_features * draft.fc.out_features
         )
-        self.fuse, self.width, self.blocks = draft.fuse, model.config.hidden_size, block_count(model.config)
+        self.chosen, self.width, self.blocks = draft.blocks, model.config.hidden_size, block_count(model.config)
         layers = (LayerC * 1)(self.layer(draft.layers[0], None))  # type: ignore[arg-type]
         norm, eps = self.values(draft.norm.weight), model.config.rms_norm_eps
         self.draft = DraftC(
             ModelC(None, self.address(layers), None, norm, target.model.head, 1, eps),
             *map(self.values, (model.embed_tokens.weight, draft.enorm.weight, draft.hnorm.weight)),
-            self.matrix(draft.eh_proj.weight),
+            *(self.matrix(part.weight) for part in (draft.fc, draft.eh_proj)),
         )
 
     def chain(
-        self, memory: Memory, rows: Sequence[int], tokens: Sequence[list[int]], h: Tensor, most: int, threads: int
+        self,
+        memory: Memory,
+        rows: Sequence[int],
+        tokens: Sequence[list[int]],
+        features: Tensor,
+        most: int,
+        threads: int,
     ) -> list[list[int]]:
-        """Feed each row its tokens behind memory.lengths[row] places, h [sum, d] of the place before each; at most
-        `most` guesses a row, as far as it is SURE."""
+        """Feed each row its tokens behind memory.lengths[row] places, features [sum, blocks, d] of the place before
+        each; at most `most` guesses a row, as far as it is SURE."""
         ids = torch.tensor([token for queue in tokens for token in queue])
         starts = torch.tensor([0, *itertools.accumulate(map(len, tokens))], dtype=torch.int32)
         where, made = torch.tensor(rows, dtype=torch.int32), torch.empty(len(rows), dtype=torch.int32)
         guesses = torch.empty(len(rows), most, dtype=torch.long)
         arrays = map(pointer, (ids, where, starts, memory.lengths))
         pages = pointer(memory.table), INT(memory.table.shape[1]), INT(memory.page)
-        out = pointer(h), pointer(guesses), pointer(made), INT(len(rows)), INT(most), FLOAT(SURE), INT(threads)
+        out = pointer(features), pointer(guesses), pointer(made), INT(len(rows)), INT(most), FLOAT(SURE), INT(threads)
         kernels = library()
         assert kernels is not None
         kernels.draft_chain(ctypes.byref(self.draft), *arrays, memory.states, *pages, *out)
@@ -98,8 +104,8 @@ class NativeDraft(PackedModel):
 
 @dataclass
 class Behind:
-    """Of one request: the draft has taken up `length` places; `features` [n, d] are the h of the places from length - 1
-    on, each needed for the place behind it."""
+    """Of one request: the draft has taken up `length` places; `features` [n, blocks, d] are the model's of the places
+    from length - 1 on, each needed for the place behind it."""
 
     length: int
     features: Tensor
@@ -111,7 +117,7 @@ class Behind:
 
 
 class Drafts:
-    """Of one scheduler; all but `fuse` is its own thread's to call."""
+    """Of one scheduler, whose thread it belongs to."""
 
     def __init__(self, native: NativeDraft, pool: Pool, threads: int) -> None:
         """pool: with the draft's layer as its last."""
@@ -123,22 +129,19 @@ class Drafts:
         """Where the decoder writes its features of so many tokens."""
         return torch.empty(tokens, self.native.blocks, self.native.width)
 
-    @torch.no_grad()
-    def fuse(self, features: Tensor, tokens: Sequence[list[int]]) -> tuple[Tensor, ...]:
-        """Features as `room` gave them -> h [n, d] for each queue of tokens."""
-        return self.native.fuse(features).split([len(queue) for queue in tokens])
-
     def begin(self, length: int) -> Behind:
-        """For a request whose sequence holds `length` places: the last one's h is not known."""
-        return Behind(length, torch.zeros(1, self.native.width))
+        """For a request whose sequence holds `length` places: the last one's features are not known."""
+        return Behind(length, torch.zeros(1, len(self.native.chosen), self.native.width))
 
-    def learn(self, request: Request, h: Tensor, start: int) -> None:
-        """h [n, d] of the places from `start` on, which have been fed and stay."""
+    def learn(self, request: Request, features: Tensor, start: int) -> None:
+        """features, as `room` had them, of the places from `start` on, which have been fed and stay."""
         behind = request.behind
         assert behind is not None
         first = behind.length - 1 + len(behind.features)  # the first that is missing
-        if first < start + len(h):
-            behind.features = torch.cat([behind.features, h[first - start :]])
+        if first < start + len(features):
+            new = features[first - start :]
+            new = new if len(self.native.chosen) == self.native.blocks else new[:, self.native.chosen]
+            behind.features = torch.cat([behind.features, new])
         if len(behind.features) > MOST_WAITING:
             self.follow(request)
 
@@ -153,22 +156,22 @@ class Drafts:
 
     def propose(self, requests: Sequence[Request]) -> dict[Request, list[int]]:
         """What may come next: at most LENGTH tokens, for which each must have room behind those that it has."""
-        starts, tokens, h = {}, [], []
+        starts, tokens, features = {}, [], []
         for request in requests:
             behind, known = request.behind, len(request.tokens)
             if behind is not None and len(behind.features) >= known - behind.length > 0:  # not behind a forced text
                 starts[request] = behind.length
                 tokens.append(request.tokens[behind.length :])
-                h.append(behind.next(known - behind.length))
-        return dict(zip(starts, self.chain(starts, tokens, torch.cat(h), LENGTH))) if starts else {}
+                features.append(behind.next(known - behind.length))
+        return dict(zip(starts, self.chain(starts, tokens, torch.cat(features), LENGTH))) if starts else {}
 
     def chain(
-        self, starts: Mapping[Request, int], tokens: Sequence[list[int]], h: Tensor, most: int
+        self, starts: Mapping[Request, int], tokens: Sequence[list[int]], features: Tensor, most: int
     ) -> list[list[int]]:
         rows = [request.held.row for request in starts if request.held is not None]
         for row, start in zip(rows, starts.values()):
             self.memory.lengths[row] = start
-        return self.native.chain(self.memory, rows, tokens, h, most, self.threads)
+        return self.native.chain(self.memory, rows, tokens, features, most, self.threads)
 
 
 def drafts_of(decoding: Sequence[Request], pool: Pool, model: Drafts | None) -> dict[Request, tuple[list[int], bool]]:

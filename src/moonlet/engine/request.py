@@ -95,5 +95,5 @@ class Work:
     drafts: int = 0
     before: Tensor | None = None
     guessed: bool = False
-    features: Tensor | None = None  # h [tokens, d] for the draft model
+    features: Tensor | None = None  # [tokens, blocks, d], for the draft model
     raw: np.ndarray | None = None  # the logits [wanted, vocab] as the model gave them, for log-probs

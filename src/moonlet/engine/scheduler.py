@@ -257,9 +257,9 @@ class Scheduler:
         tokens, wanted = [one.tokens for _, one in part], [one.wanted for _, one in part]
         features = None if self.draft is None else self.draft.room(sum(map(len, tokens)))
         logits = self.decoder.extend(self.pool, held, tokens, wanted, threads, features).numpy()
-        if self.draft is not None and features is not None:
-            for (_, one), h in zip(part, self.draft.fuse(features, tokens)):
-                one.features = h
+        if features is not None:
+            for (_, one), own in zip(part, features.split([len(queue) for queue in tokens])):
+                one.features = own
         asked, uniforms, at = [], [], 0
         for request, one in part:
             assert request.row is not None

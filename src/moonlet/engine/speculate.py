@@ -4,7 +4,7 @@ Agents repeat themselves: the same markup around every call, quoted results, res
 to make, but each drafted token costs the decoder work, so it goes only as far as the last two occurrences agree (one
 token after a single one), grows while it is right and shrinks when it is wrong. On the agent trace of
 `benchmarks/engine.py` 94% of drafted tokens are right that way, against 52% of what followed the last three tokens the
-last time. Left out: a draft model.
+last time. Where it finds nothing, a draft model may guess (`draft.py`).
 """
 
 from itertools import takewhile

@@ -9,7 +9,7 @@ extern "C" {
 struct Draft {
     Model layer;  // its embedding is not used
     const float *embedding, *embedding_norm, *feature_norm;
-    Matrix join;  // 2 d -> d
+    Matrix fuse, join;  // the features of some blocks -> d, 2 d -> d
 };
 }
 
@@ -39,22 +39,22 @@ int likeliest(const float* logits, int vocab, float* p) {
 
 }  // namespace
 
-// Sequence i has tokens [starts[i], starts[i + 1]) of ids and of h [N, d]; its latents take them up behind its first
-// lengths[row]. guesses [count, most] and made [count] take at most `most` guesses each: those before the first of which
+// Sequence i has tokens [starts[i], starts[i + 1]) of ids and of features; its latents take them up behind its first
+// lengths[row]. features [N, fuse.in]. guesses [count, most] and made [count] take at most `most` guesses each: those before the first of which
 // the draft is less sure than `sure`. With `most` 0 the tokens are taken up and nothing is guessed.
 EXPORT void draft_chain(
     const Draft* draft, const int64_t* ids, const int* rows, const int* starts, const int64_t* lengths,
-    const State* state, const int* table, int table_width, int page, const float* h, int64_t* guesses, int* made,
+    const State* state, const int* table, int table_width, int page, const float* features, int64_t* guesses, int* made,
     int count, int most, float sure, int team) {
     const int d = draft->layer.head.in, vocab = draft->layer.head.out;
     std::vector<int> which(count), row(rows, rows + count), start(starts, starts + count + 1), wanted(count, most > 0);
     for (int i = 0; i < count; i++) which[i] = i, made[i] = 0;
     std::vector<int64_t> tokens(ids, ids + starts[count]), places;
     std::vector<int64_t> length(lengths, lengths + *std::max_element(rows, rows + count) + 1);
-    Buffer before;
+    Buffer before = apply(draft->fuse, features, starts[count]);
     for (int step = 0; !which.empty(); step++) {
         const int n = static_cast<int>(which.size()), N = static_cast<int>(tokens.size());
-        const Buffer x = inputs(*draft, tokens, step ? before.get() : h);
+        const Buffer x = inputs(*draft, tokens, before.get());
         Buffer g = buffer(static_cast<size_t>(N) * d), logits = buffer(static_cast<size_t>(n) * vocab);
         Model layer = draft->layer;
         layer.embedding = x.get();
