@@ -16,7 +16,9 @@ from torch import Tensor
 
 from moonlet.engine import rows as rows_of
 from moonlet.engine.cache import Held, Pool
+from moonlet.engine.draw import draw
 from moonlet.engine.packed import PackedModel, can_pack, in_rows
+from moonlet.model.kernels.native import usable
 from moonlet.model.model import Cache, Model
 
 Hook = Callable[[int, list[int]], list[int] | None]
@@ -44,22 +46,33 @@ class Rollout:
     finish: str = "length"
 
 
-def pick(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Next token and its log-prob, rows of logits [n, vocab], one uniform number [n] each (inverse of the CDF)."""
+def pick(logits: Tensor, uniforms: np.ndarray, sampling: Sampling) -> tuple[list[int], list[float]]:
+    """Next token and its log-prob, rows of logits [n, vocab], one uniform number [n] each (inverse of the CDF).
+    FloatingPointError where a row has no largest logit."""
+    if sampling.top_p == 1 and usable(logits):
+        temperatures = np.full(len(uniforms), sampling.temperature, dtype=np.float32)
+        tokens, logprobs = draw(logits.numpy(), temperatures, uniforms)
+        if tokens.min() < 0:
+            raise FloatingPointError("the model's logits are not finite")
+        return tokens.tolist(), logprobs.tolist()
+    return pick_torch(logits, torch.from_numpy(uniforms), sampling)
+
+
+def pick_torch(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[list[int], list[float]]:
     if sampling.temperature == 0:
         logprobs = logits.float().log_softmax(-1)
         token = logprobs.argmax(-1)
-        return token, logprobs.gather(1, token[:, None])[:, 0]
-    logprobs = (logits.float() / sampling.temperature).log_softmax(-1)
-    p = logprobs.exp()
-    if sampling.top_p < 1:
-        ordered, order = p.sort(-1, descending=True)
-        ordered[ordered.cumsum(-1) - ordered >= sampling.top_p] = 0
-        p = torch.zeros_like(p).scatter_(1, order, ordered)
-    mass = p.double().cumsum(-1)
-    token = torch.searchsorted(mass, uniform.to(mass)[:, None] * mass[:, -1:], right=True)[:, 0]
-    token = token.clamp(max=p.shape[-1] - 1)
-    return token, logprobs.gather(1, token[:, None])[:, 0]
+    else:
+        logprobs = (logits.float() / sampling.temperature).log_softmax(-1)
+        p = logprobs.exp()
+        if sampling.top_p < 1:
+            ordered, order = p.sort(-1, descending=True)
+            ordered[ordered.cumsum(-1) - ordered >= sampling.top_p] = 0
+            p = torch.zeros_like(p).scatter_(1, order, ordered)
+        mass = p.double().cumsum(-1)
+        token = torch.searchsorted(mass, uniforms.to(mass)[:, None] * mass[:, -1:], right=True)[:, 0]
+        token = token.clamp(max=p.shape[-1] - 1)
+    return token.tolist(), logprobs.gather(1, token[:, None])[:, 0].tolist()
 
 
 class Decoder:
@@ -73,10 +86,12 @@ class Decoder:
     @torch.no_grad()
     def feed(self, cache: Cache, rows: Sequence[int], queues: Sequence[Sequence[int]]) -> Tensor:
         """Run each of the rows' queues (at least one token); logits [n, vocab] after its last token."""
-        longest = max(len(q) for q in queues)
+        longest = max(map(len, queues))
         rows_of.reserve(cache, int(cache.lengths.max()) + longest)
         if self.packed is not None:
-            return self.packed.decode(in_rows(cache), rows, queues)
+            if cache.memory is None or cache.memory.lengths is not cache.lengths:
+                cache.memory = in_rows(cache)
+            return self.packed.decode(cache.memory, rows, queues)
         at = torch.tensor(rows, device=self.device)
         part = rows_of.select(cache, at)
         hidden = self.plain(part, queues)
@@ -137,14 +152,13 @@ def generate(
     """Sample one continuation of each prompt; `hook(row, ids)` may go on after a stop token by returning tokens."""
     rollouts = [Rollout(list(p)) for p in prompts]
     turn_starts = [0] * len(prompts)
-    uniforms = torch.from_numpy(np.stack([np.random.default_rng(s).random(sampling.max_tokens) for s in seeds]))
+    uniforms = np.stack([np.random.default_rng(s).random(sampling.max_tokens) for s in seeds])
     cache, logits = decoder.prefill(prompts, min(sampling.max_tokens, 256))
     active = list(range(len(prompts)))
     while active:
-        position = torch.tensor([len(rollouts[row].ids) for row in active])
-        tokens, logprobs = pick(logits, uniforms[torch.tensor(active), position], sampling)
+        tokens, logprobs = pick(logits, uniforms[active, [len(rollouts[row].ids) for row in active]], sampling)
         going, queues = [], []
-        for row, token, logprob in zip(active, tokens.tolist(), logprobs.tolist()):
+        for row, token, logprob in zip(active, tokens, logprobs):
             r, queue = rollouts[row], [token]
             r.ids.append(token)
             r.logprobs.append(logprob)

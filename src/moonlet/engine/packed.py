@@ -15,16 +15,17 @@ import mmap
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import chain, repeat
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from moonlet.model.attn_res import AttnResMix
 from moonlet.model.kda import KDA, KDAState
 from moonlet.model.kernels.glu import native_betas
-from moonlet.model.kernels.native import call, library, pointer, usable
+from moonlet.model.kernels.native import address, call, library, pointer, usable
 from moonlet.model.mla import MLA
 from moonlet.model.model import Cache, Layer, Model
 from moonlet.model.moe import MLP, Experts, MoE
@@ -35,6 +36,7 @@ PANEL, PANEL8 = 16, 8  # columns of a panel, as in gemm.h and quantised.h
 STACKS = ("w1", "w3", "w2")
 KINDS = {"fp32": 0, "int4": 1, "mxfp4": 2, "int8": 3}
 POINTER, INT, FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
+ZERO = np.zeros(1, dtype=np.int32)
 
 
 def named(kind: type, *names: str) -> tuple[tuple[str, type], ...]:
@@ -114,10 +116,10 @@ def in_rows(cache: Cache) -> Memory:
     states, page = (StateC * len(cache.layers))(), 1
     for state, layer in zip(states, cache.layers):
         if isinstance(layer, KDAState):
-            state.memory, state.memory_row = pointer(layer.S), layer.S.stride(0)
-            state.conv, state.conv_row = pointer(layer.conv), layer.conv.stride(0)
+            state.memory, state.memory_row = address(layer.S), layer.S.stride(0)
+            state.conv, state.conv_row = address(layer.conv), layer.conv.stride(0)
         else:
-            state.memory, state.memory_row = pointer(layer.latents), layer.latents.stride(0)
+            state.memory, state.memory_row = address(layer.latents), layer.latents.stride(0)
             page = layer.latents.shape[1]
     return Memory(states, cache.lengths, torch.arange(len(cache.lengths), dtype=torch.int32)[:, None], page)
 
@@ -176,20 +178,23 @@ class PackedModel:
         """Feed queues[i] (at least one token each) to row rows[i] of the cache, in place; logits [sum, vocab] after
         the last wanted[i] tokens of each queue, one if not given. The cache must have room (`cache.reserve`).
         features [tokens, blocks, d], if given, takes `Stats.blocks` of every token."""
-        ids = torch.tensor([token for queue in queues for token in queue])
-        lengths = torch.tensor([len(queue) for queue in queues])
-        starts = torch.zeros(len(queues) + 1, dtype=torch.int32)
-        starts[1:] = lengths.cumsum(0)
-        where = torch.tensor(rows, dtype=torch.int32)
-        after = torch.ones(len(queues), dtype=torch.int32) if wanted is None else torch.tensor(wanted).int()
+        counts = np.array([len(queue) for queue in queues], dtype=np.int32)
+        ids = np.fromiter(chain.from_iterable(queues), np.int64, int(counts.sum()))
+        starts = np.concatenate([ZERO, counts.cumsum(dtype=np.int32)])
+        where = np.array(rows, dtype=np.int32)
+        after = np.ones_like(counts) if wanted is None else np.array(wanted, dtype=np.int32)
         logits = torch.empty(int(after.sum()), self.vocab_size)
         kernels = library()
         assert kernels is not None
-        arrays = map(pointer, (ids, where, starts, memory.lengths))
-        pages = pointer(memory.table), INT(memory.table.shape[1]), INT(memory.page)
-        out = pointer(after), pointer(logits), pointer(features), INT(len(queues)), INT(threads)
-        kernels.decode(ctypes.byref(self.model), *arrays, memory.states, *pages, *out)
-        memory.lengths[where.long()] += lengths
+        if kernels.decode.argtypes is None:
+            pointers = (POINTER,) * 7
+            kernels.decode.argtypes = (*pointers, INT, INT, POINTER, POINTER, POINTER, INT, INT)
+        lengths, table = memory.lengths.data_ptr(), memory.table
+        arrays = ids.ctypes.data, where.ctypes.data, starts.ctypes.data, lengths, ctypes.addressof(memory.states)
+        pages = table.data_ptr(), table.shape[1], memory.page
+        out = after.ctypes.data, logits.data_ptr(), None if features is None else address(features), len(queues), threads
+        kernels.decode(ctypes.addressof(self.model), *arrays, *pages, *out)
+        memory.lengths.numpy()[where] += counts
         return logits
 
     def layer(self, layer: Layer, block: int | None) -> LayerC:

@@ -36,4 +36,4 @@ def reserve(cache: Cache, tokens: int) -> None:
             B, S, R = layer.latents.shape
             grown = layer.latents.new_zeros(B, max(tokens, S + S // 2), R)
             grown[:, :S] = layer.latents
-            layer.latents = grown
+            layer.latents, cache.memory = grown, None

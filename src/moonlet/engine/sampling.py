@@ -178,7 +178,7 @@ def choose(logits: np.ndarray, asked: Sequence[SamplingParams], uniforms: Sequen
         scaled /= np.array([asked[i].temperature for i in warm], dtype=np.float32)[:, None]
         np.exp(scaled, out=scaled)
         for row, i in zip(scaled, warm.tolist()):
-            if asked[i].top_k > 0 or asked[i].top_p < 1 or asked[i].min_p > 0:
+            if trims(asked[i]):
                 trim(row, asked[i])
         # The place in the cumulated mass, by blocks and then inside one: few sums are running ones.
         p = p.reshape(n, blocks, BLOCK)
@@ -191,6 +191,10 @@ def choose(logits: np.ndarray, asked: Sequence[SamplingParams], uniforms: Sequen
         at = np.minimum(at - before, np.nextafter(inside[:, -1], 0))
         best[warm] = block * BLOCK + (inside > at[:, None]).argmax(-1)  # the first above it, which has mass of its own
     return np.where(np.isfinite(highest), best, -1).tolist()
+
+
+def trims(asked: SamplingParams) -> bool:
+    return asked.top_k > 0 or asked.top_p < 1 or asked.min_p > 0
 
 
 def trim(p: np.ndarray, asked: SamplingParams) -> None:

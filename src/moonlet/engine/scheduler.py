@@ -26,10 +26,11 @@ import torch
 
 from moonlet.engine.cache import PAGE, Pool
 from moonlet.engine.draft import Drafts, NativeDraft, drafts_of
+from moonlet.engine.draw import choose_rows
 from moonlet.engine.generate import Decoder
 from moonlet.engine.prefix import PrefixCache
 from moonlet.engine.request import Busy, Limits, Request, Work
-from moonlet.engine.sampling import Picked, Row, choose, describe
+from moonlet.engine.sampling import Picked, Row, describe
 from moonlet.errors import InputError
 from moonlet.model.sizes import active, parameters
 
@@ -271,7 +272,7 @@ class Scheduler:
                 if not request.row.plain:
                     self.adjust(request.row, logits[at])
                 at += one.wanted
-        return choose(logits, asked, uniforms) if asked else []
+        return choose_rows(logits, asked, uniforms, threads) if asked else []
 
     @staticmethod
     def adjust(row: Row, logits: np.ndarray) -> None:

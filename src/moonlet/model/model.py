@@ -37,10 +37,12 @@ class Stats:
 
 @dataclass
 class Cache:
-    """Decoding state of B sequences: one entry a layer, `lengths` [B] tokens already in."""
+    """Decoding state of B sequences: one entry a layer, `lengths` [B] tokens already in. `memory`: where the native
+    decoder found these last (engine/packed.py), with the `lengths` of that moment."""
 
     layers: list[KDAState | MLAState]
     lengths: Tensor
+    memory: Any = None
 
 
 class Layer(nn.Module):

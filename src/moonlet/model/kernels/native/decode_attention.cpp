@@ -131,7 +131,9 @@ void logits_of(const float* q, const float* latents, int n, int W, float scale, 
     int j = 0;
     for (; j + 8 <= n; j += 8) {
         const float* first = latents + static_cast<size_t>(j) * W;
-        vec products[8] = {};
+        vec products[8];
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; i++) products[i] = vec{};
         int w = 0;
         for (; w + 8 <= W; w += 8)
             for (int i = 0; i < 8; i++) products[i] += at(q + w) * at(first + i * W + w);
@@ -166,40 +168,40 @@ struct Query {
     float* out;
 };
 
-// Several of one sequence together: they pass over its latents in step, so that these are fetched once for all.
+// Several of one sequence pass over its latents together, so that these are fetched once for all, and the softmax is
+// taken on the way (Milakov and Gimelshein, online softmax): where a larger logit turns up, the sums so far shrink.
+// Blocks begin at multiples of 64 tokens, whatever the pages, so that bits do not depend on them.
 void mix(const std::vector<Query>& queries, const Latents& latents, int rank, float scale) {
-    constexpr int STEP = 64;
-    const int page = latents.page, W = latents.W;
+    constexpr int BLOCK = 64;
+    float weights[BLOCK];
+    std::vector<float> tops(queries.size(), -INFINITY), totals(queries.size(), 0.0f);
     int longest = 0;
-    for (const Query& one : queries) longest = std::max(longest, one.seen);
-    thread_local std::vector<float> scratch;
-    scratch.resize(queries.size() * static_cast<size_t>(longest));
-    const auto passing = [&](auto&& each) {
-        for (int j = 0, n; j < longest; j += n) {
-            n = std::min({STEP, page - j % page, longest - j});
-            float* weights = scratch.data() + j;
-            for (const Query& one : queries) {
-                if (one.seen > j) each(one, latents.at(j), std::min(n, one.seen - j), weights);
-                weights += longest;
-            }
-        }
-    };
-    passing([&](const Query& one, const float* from, int n, float* weights) {
-        logits_of(one.q, from, n, W, scale, weights);
-    });
-    float* weights = scratch.data();
     for (const Query& one : queries) {
-        const float top = largest_value(weights, one.seen);
-        float sum = 0;
-        for (int j = 0; j < one.seen; j++) sum += weights[j] = fast_exp(weights[j] - top);
-        const float inverse = 1.0f / sum;
-        for (int j = 0; j < one.seen; j++) weights[j] *= inverse;
+        longest = std::max(longest, one.seen);
         std::fill(one.out, one.out + rank, 0.0f);
-        weights += longest;
     }
-    passing([&](const Query& one, const float* from, int n, const float* weights) {
-        weighted_sum(weights, from, n, W, rank, one.out);
-    });
+    for (int j = 0; j < longest; j += BLOCK)
+        for (size_t i = 0; i < queries.size(); i++) {
+            const Query& one = queries[i];
+            const int n = std::min(BLOCK, one.seen - j);
+            if (n <= 0) continue;
+            const auto by_page = [&](auto&& each) {
+                for (int at = 0, some; at < n; at += some) {
+                    some = std::min(latents.page - (j + at) % latents.page, n - at);
+                    each(weights + at, latents.at(j + at), some);
+                }
+            };
+            by_page([&](float* to, const float* from, int some) { logits_of(one.q, from, some, latents.W, scale, to); });
+            const float top = std::max(tops[i], largest_value(weights, n)), shrink = fast_exp(tops[i] - top);
+            float total = 0;
+            for (int k = 0; k < n; k++) total += weights[k] = fast_exp(weights[k] - top);
+            tops[i] = top, totals[i] = totals[i] * shrink + total;
+            if (shrink != 1.0f)
+                for (int r = 0; r < rank; r++) one.out[r] *= shrink;
+            by_page([&](float* by, const float* from, int some) { weighted_sum(by, from, some, latents.W, rank, one.out); });
+        }
+    for (size_t i = 0; i < queries.size(); i++)
+        for (int r = 0; r < rank; r++) queries[i].out[r] *= 1.0f / totals[i];
 }
 
 }  // namespace

@@ -5,6 +5,8 @@
 // behind: gate and up of every assignment, joint [N k, 2 I] in sorted order. Experts come in order, so sums are the same
 // every time. Shapes: z, u [N, L]; chosen, p [N, k].
 #pragma once
+#include <memory>
+
 #include "gemm.h"
 #include "glu.h"
 
@@ -29,7 +31,8 @@ static inline void run_experts(
     const float* z, const int64_t* chosen, const float* p, Packed packed, float* u, float* joint, int64_t* order,
     int64_t* starts, int N, int k, int E, int L, int I, const Glu& glu) {
     sort_by_expert(chosen, N * k, E, order, starts);
-    std::vector<float> rows(EXPERT_ROWS * L), hidden(EXPERT_ROWS * I), y(EXPERT_ROWS * L);
+    const std::unique_ptr<float[]> scratch(new float[EXPERT_ROWS * (2 * L + I)]);
+    float *rows = scratch.get(), *hidden = rows + EXPERT_ROWS * L, *y = hidden + EXPERT_ROWS * I;
     std::memset(u, 0, sizeof(float) * N * L);
     for (int e = 0; e < E; e++) {
         if (starts[e] == starts[e + 1]) continue;
@@ -39,10 +42,10 @@ static inline void run_experts(
             float* gu = joint + from * 2 * I;
             for (int i = 0; i < count; i++)
                 std::memcpy(&rows[i * L], z + order[from + i] / k * L, sizeof(float) * L);
-            multiply_packed(rows.data(), {L, 1}, expert.in, L, gu, 2 * I, count, L, I, false);
-            multiply_packed(rows.data(), {L, 1}, expert.in3, L, gu + I, 2 * I, count, L, I, false);
+            multiply_packed(rows, {L, 1}, expert.in, L, gu, 2 * I, count, L, I, false);
+            multiply_packed(rows, {L, 1}, expert.in3, L, gu + I, 2 * I, count, L, I, false);
             for (int i = 0; i < count; i++) glu.forward(gu + i * 2 * I, gu + i * 2 * I + I, &hidden[i * I], I);
-            multiply_packed(hidden.data(), {I, 1}, expert.out, I, y.data(), L, count, I, L, false);
+            multiply_packed(hidden, {I, 1}, expert.out, I, y, L, count, I, L, false);
             for (int i = 0; i < count; i++) {
                 const float weight = p[order[from + i]], *row = &y[i * L];
                 float* to = u + order[from + i] / k * L;

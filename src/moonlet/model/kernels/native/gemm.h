@@ -40,7 +40,9 @@ static inline void pack(const float* B, Strides s, int K, int N, float* panels) 
 // R rows of A [R, K] times one panel [K, 16] -> C [R, n].
 template <int R>
 static inline void tile(const float* A, Strides s, const float* panel, int K, float* C, ptrdiff_t ldc, int n, bool add) {
-    vec8 sum[R][2] = {};
+    vec8 sum[R][2];
+#pragma GCC unroll 6
+    for (int r = 0; r < R; r++) sum[r][0] = sum[r][1] = vec8{};  // with `= {}` GCC clears them in memory
     for (int k = 0; k < K; k++) {
         const vec8 b0 = *reinterpret_cast<const vec8*>(panel + k * PANEL);
         const vec8 b1 = *reinterpret_cast<const vec8*>(panel + k * PANEL + 8);
@@ -63,17 +65,31 @@ static inline void tile(const float* A, Strides s, const float* panel, int K, fl
     }
 }
 
+// R rows at most TILE: as many sums at once as there are rows.
+static inline void tile(int R, const float* A, Strides s, const float* panel, int K, float* C, ptrdiff_t ldc, int n, bool add) {
+    switch (R) {
+        case 1: return tile<1>(A, s, panel, K, C, ldc, n, add);
+        case 2: return tile<2>(A, s, panel, K, C, ldc, n, add);
+        case 3: return tile<3>(A, s, panel, K, C, ldc, n, add);
+        case 4: return tile<4>(A, s, panel, K, C, ldc, n, add);
+        case 5: return tile<5>(A, s, panel, K, C, ldc, n, add);
+        default: return tile<TILE>(A, s, panel, K, C, ldc, n, add);
+    }
+}
+
 // C [M, N] (+)= A [M, K] times packed B. `depth` is the K that B was packed with: at least K, more when only rows of
-// the panels from somewhere on take part. `lower`: C is symmetric, tiles above its diagonal are left out.
+// the panels from somewhere on take part. `lower`: C is symmetric, tiles above its diagonal are left out. Rows are
+// dealt to tiles evenly: few sums at once wait for each other.
 static inline void multiply_packed(
     const float* A, Strides s, const float* panels, int depth, float* C, ptrdiff_t ldc, int M, int K, int N, bool add,
     bool lower = false) {
+    const int tiles = (M + TILE - 1) / TILE;
     for (int n0 = 0; n0 < N; n0 += PANEL, panels += static_cast<size_t>(PANEL) * depth) {
         const int n = std::min(PANEL, N - n0);
-        int m = lower ? n0 / TILE * TILE : 0;
-        for (; m + TILE <= M; m += TILE) tile<TILE>(A + m * s.row, s, panels, K, C + m * ldc + n0, ldc, n, add);
-        for (; m + 2 <= M; m += 2) tile<2>(A + m * s.row, s, panels, K, C + m * ldc + n0, ldc, n, add);
-        if (m < M) tile<1>(A + m * s.row, s, panels, K, C + m * ldc + n0, ldc, n, add);
+        for (int i = lower ? n0 * tiles / M : 0, m = M * i / tiles, next; m < M; i++, m = next) {
+            next = M * (i + 1) / tiles;
+            tile(next - m, A + m * s.row, s, panels, K, C + m * ldc + n0, ldc, n, add);
+        }
     }
 }
 

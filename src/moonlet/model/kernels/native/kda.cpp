@@ -58,15 +58,16 @@ inline void put(const float* __restrict from, float* __restrict to, int count, b
         std::memcpy(to, from, sizeof(float) * count);
 }
 
-// One token: S [rows, 32] goes to the next state; value v becomes the residual u; out = o. c = d * k.
-inline void step(vec* __restrict S, int rows, const float* __restrict q, const float* __restrict k,
+// One token: S [rows, 32], rows `width` vectors apart, goes to the next state; value v becomes the residual u; out = o.
+// c = d * k.
+inline void step(vec* __restrict S, int width, int rows, const float* __restrict q, const float* __restrict k,
                  const float* __restrict d, const float* __restrict c, float beta, vec* value, vec* out) {
     vec even[N] = {}, odd[N] = {};  // two rows at a time: eight sums under way hide the latency of one
     for (int i = 0; i < rows; i += 2) {
         const vec a = spread(c[i]), b = spread(c[i + 1]);
         for (int j = 0; j < N; j++) {
-            even[j] += S[i * N + j] * a;
-            odd[j] += S[(i + 1) * N + j] * b;
+            even[j] += S[i * width + j] * a;
+            odd[j] += S[(i + 1) * width + j] * b;
         }
     }
     vec delta[N], o[N] = {};
@@ -77,8 +78,8 @@ inline void step(vec* __restrict S, int rows, const float* __restrict q, const f
     for (int i = 0; i < rows; i++) {
         const vec di = spread(d[i]), ki = spread(k[i]), qi = spread(q[i]);
         for (int j = 0; j < N; j++) {
-            const vec s = S[i * N + j] * di + delta[j] * ki;
-            S[i * N + j] = s;
+            const vec s = S[i * width + j] * di + delta[j] * ki;
+            S[i * width + j] = s;
             o[j] += s * qi;
         }
     }
@@ -141,12 +142,35 @@ inline float step_back(vec* __restrict dS, const vec* __restrict S, int rows, co
     return sum(eu);
 }
 
+// One token of one sequence, its state [H, K, V] worked in place; for shapes without padding (K of whole vectors, V of
+// whole blocks).
+void one_token(const float* q, const float* k, const float* v, const float* g, const float* beta, float* o, float* state,
+               int H, int K, int V) {
+    thread_local std::vector<float> rows;
+    rows.resize(2 * K);
+    float *__restrict d = rows.data(), *__restrict c = d + K;
+    for (int h = 0; h < H; h++, q += K, k += K, g += K, v += V, o += V, state += size_t(K) * V) {
+        for (int i = 0; i < K; i++) d[i] = fast_exp(g[i]);
+        for (int i = 0; i < K; i++) c[i] = d[i] * k[i];
+        for (int block = 0; block < V / BLOCK; block++) {
+            const Columns columns(block, V);
+            vec value[N], out[N];
+            columns.load(v, value);
+            step(reinterpret_cast<vec*>(state + block * BLOCK), V / LANES, K, q, k, d, c, beta[h], value, out);
+            columns.store(out, o);
+        }
+    }
+}
+
 }  // namespace
 
 // states and u may be NULL (no backward pass will follow), first and segments too.
 EXPORT void kda_forward(const float* q, const float* k, const float* v, const float* g, const float* beta,
                         const float* first, const int64_t* segments, float* o, float* last, float* states, float* u,
                         int B, int T, int H, int K, int V) {
+    if (B == 1 && T == 1 && first == last && !u && K % LANES == 0 && V % BLOCK == 0 &&
+        reinterpret_cast<uintptr_t>(last) % sizeof(vec) == 0)
+        return one_token(q, k, v, g, beta, o, last, H, K, V);
     const int P = (K + LANES - 1) / LANES * LANES, size = P * N, blocks = (V + BLOCK - 1) / BLOCK;
     thread_local std::vector<vec> scratch;
     thread_local std::vector<float> rows;
@@ -190,7 +214,7 @@ EXPORT void kda_forward(const float* q, const float* k, const float* v, const fl
                         std::memcpy(qt, q + at * K, sizeof(float) * K);
                         vec value[N], out[N];
                         columns.load(v + at * V, value);
-                        step(S, P, qt, kt, decay + (t - start) * P, product + (t - start) * P, beta[at], value, out);
+                        step(S, N, P, qt, kt, decay + (t - start) * P, product + (t - start) * P, beta[at], value, out);
                         if (u) columns.store(value, u + at * V);
                         columns.store(out, o + at * V);
                     }
