@@ -4,9 +4,9 @@
 
 The operators at the widths of Kimi Linear (heads of 128, keys of 192 in MLA), a row of packed documents; 64 experts,
 two of them with no token. The truth is the plain form in fp32 on the same inputs; the largest error of an output or a
-gradient may be 1e-4 of its norm in fp32, 1e-2 in bf16. fla multiplies fp32 chunks as TF32 and is not chosen for them, so
-they are measured in bf16 alone. Then a K3 model of 8 layers, hidden 512: a training step with bf16 products and decoding
-in bf16, tokens a second with the forms for a GPU and without. Times are the least of `repeats`.
+gradient may be 1e-4 of its norm in fp32, 1e-2 in bf16. fla multiplies fp32 chunks as TF32 and is not chosen for them:
+they are measured in bf16 alone. Then a K3 model of 8 layers, hidden 512: a training step with bf16 products, and
+decoding in bf16, tokens a second with the forms for a GPU and without. Times are the least of `repeats`.
 Writes runs/bench/gpu.json; exit code 1 where an error is out of bounds, 2 where torch finds no GPU.
 """
 
