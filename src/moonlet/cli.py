@@ -78,7 +78,7 @@ def serve(
     model: Annotated[Path, typer.Argument(help="a model folder, such as runs/quickstart/model")],
     host: Annotated[str, typer.Option("--host", help="address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="port to listen on; 0 = any free")] = 8000,
-    weights: Annotated[str, typer.Option("--weights", help="fp32, packed (experts in 4 bits), int8, int4")] = "fp32",
+    weights: Annotated[str, typer.Option("--weights", help="fp32, packed (4-bit experts), int8, int4, gpu")] = "fp32",
     scratch: Annotated[Path | None, typer.Option("--scratch", help="keep the experts on this folder's disk")] = None,
     draft: Annotated[bool, typer.Option("--draft/--no-draft", help="guess with its draft.safetensors")] = True,
     cache: Annotated[int, typer.Option("--cache", min=1, help="MiB for conversations and their snapshots")] = 1024,
