@@ -5,9 +5,12 @@ Grouped products and flex attention run on a CPU as plain references of torch's 
 tensors without data, which do not mix with those of the CPU.
 """
 
+import ast
 import ctypes
 import math
+import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -183,6 +186,19 @@ def test_bf16_decodes_what_it_computes(form: str) -> None:
         assert relative(logits, model(ids)[:, -1]) < 0.02
     (made,) = generate(decoder, [ids[0].tolist()], [1], 0, Sampling(max_tokens=5))
     assert len(made.ids) == 5 and all(math.isfinite(p) for p in made.logprobs)
+
+
+def test_the_page_s_snippet(capsys: pytest.CaptureFixture[str]) -> None:
+    """It trains, on whatever device it names."""
+    page = Path(__file__).parents[2] / "docs" / "on-a-gpu.md"
+    (snippet,) = re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+    exact = torch.get_float32_matmul_precision()
+    try:
+        exec(snippet.replace('"cuda"', '"cpu"').replace("(8, 256)", "(2, 40)"), {})
+    finally:
+        torch.set_float32_matmul_precision(exact)
+    log = ast.literal_eval(capsys.readouterr().out)
+    assert log["skipped"] == 0 and math.isfinite(log["loss"])
 
 
 class Apart(TorchDispatchMode):
