@@ -5,6 +5,7 @@ import torch
 from small_models import k2, k3, kimi_linear, random_ids, random_model, relative
 from torch import Tensor
 
+from moonlet.model.kernels import native
 from moonlet.model.model import Model
 from moonlet.optim.muon import MuonAdamW, OptimConfig, muon_blocks, newton_schulz
 
@@ -60,9 +61,11 @@ def muon_by_definition(p: Tensor, g: Tensor, m: Tensor, c: OptimConfig, lr: floa
     return p - lr * (0.2 * max(p.shape) ** 0.5 * O + c.weight_decay * p), m
 
 
+@pytest.mark.parametrize("library", [native.library, lambda: None], ids=["native", "plain"])
 @pytest.mark.parametrize("form", [k3, kimi_linear, k2])
-def test_each_block_is_stepped_alone(form) -> None:  # type: ignore[no-untyped-def]
+def test_each_block_is_stepped_alone(form, library, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     """A head's (an expert's) update is the one that Muon gives to that block as a matrix of its own."""
+    monkeypatch.setattr(native, "library", library)
     model = random_model(form())
     config = OptimConfig(muon_lr=0.02, adamw_lr=0.003)
     blocks = muon_blocks(model)

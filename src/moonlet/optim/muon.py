@@ -3,8 +3,9 @@
 Muon (Moonlight eq. 1-4; K3 report 2.5): M = mu M + G; O = NewtonSchulz(mu M + G); W -= lr (0.2 sqrt(max(rows, cols)) O
 + wd W). The 0.2 sqrt(max) factor gives the update the RMS of an AdamW step, so learning rates are comparable.
 Per-head: projections with heads on their output rows (KDA q, k, v; MLA q_b or q, kv_b) are split into one block a head
-and each block is orthogonalised alone; stacks of experts [E, rows, cols] likewise, one block an expert. All blocks of
-one shape go through Newton-Schulz as a single batch. AdamW: embeddings, head, norms, convolutions, pseudo-queries,
+and each block is orthogonalised alone; stacks of experts [E, rows, cols] likewise, one block an expert. On a CPU one
+native call makes the whole update block by block in the cache, with the same bits; else all blocks of one shape go
+through Newton-Schulz as a single batch. AdamW: embeddings, head, norms, convolutions, pseudo-queries,
 A_log, dt_bias; weight decay only on embeddings and head. The router bias is a buffer and has no optimizer.
 Left out: sharding over machines.
 """
@@ -100,28 +101,35 @@ class MuonAdamW:
         thread pool's `map` for instance."""
         self.state["step"] += 1
         by_shape: dict[tuple[int, int], list[str]] = {}
-        for name, n in self.blocks.items():
-            p = self.params[name]
-            by_shape.setdefault((p.numel() // p.shape[-1] // n, p.shape[-1]), []).append(name)
+        for name in self.blocks:
+            by_shape.setdefault(self.block_shape(name), []).append(name)
         parts = sorted(by_shape.values(), key=lambda names: -sum(grads[n].numel() for n in names))
         muon_lr, adamw_lr = scale * self.config.muon_lr, scale * self.config.adamw_lr
         tasks = [partial(self.muon, names, grads, muon_lr) for names in parts]
         tasks.append(partial(self.adamw, grads, adamw_lr))
         list(run(lambda task: task(), tasks))
 
+    def block_shape(self, name: str) -> tuple[int, int]:
+        """Rows and columns of each block of a Muon parameter."""
+        p = self.params[name]
+        return p.numel() // p.shape[-1] // self.blocks[name], p.shape[-1]
+
     @torch.no_grad()
     def muon(self, names: list[str], grads: dict[str, Tensor], lr: float) -> None:
         """Update the parameters `names`, whose blocks all have one shape."""
-        c, blocks, updates = self.config, [], []
-        for name in names:
-            g, m, p = grads[name], self.state[f"momentum.{name}"], self.params[name].data
-            m.mul_(c.momentum).add_(g)
-            split = (self.blocks[name], -1, p.shape[-1])
-            blocks.append(p.view(split))
-            updates.append(torch.add(g, m, alpha=c.momentum).view(split))
-        rows, cols = blocks[0].shape[1:]
-        for p, o in zip(blocks, newton_schulz(torch.cat(updates)).split([len(p) for p in blocks])):
-            p.mul_(1 - lr * c.weight_decay).add_(o, alpha=-lr * 0.2 * max(rows, cols) ** 0.5)
+        c, (rows, cols) = self.config, self.block_shape(names[0])
+        keep, rate = 1 - lr * c.weight_decay, lr * 0.2 * max(rows, cols) ** 0.5
+        G, M = [grads[name].contiguous() for name in names], [self.state[f"momentum.{name}"] for name in names]
+        W, blocks = [self.params[n].data.view(-1, rows, cols) for n in names], [self.blocks[n] for n in names]
+        if usable(*G, *M, *W):
+            for g, m, w, count in zip(G, M, W, blocks):
+                call("muon", g, m, w, count, rows, cols, NS_STEPS, *NS_COEFFICIENTS, c.momentum, keep, rate)
+            return
+        torch._foreach_mul_(M, c.momentum)
+        torch._foreach_add_(M, G)
+        updates = [update.view(-1, rows, cols) for update in torch._foreach_add(G, M, alpha=c.momentum)]
+        for w, o in zip(W, newton_schulz(torch.cat(updates)).split(blocks)):
+            w.mul_(keep).add_(o, alpha=-rate)
 
     @torch.no_grad()
     def adamw(self, grads: dict[str, Tensor], lr: float) -> None:

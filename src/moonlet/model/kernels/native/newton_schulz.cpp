@@ -2,7 +2,10 @@
 //
 //   X = G / (|G| + 1e-7);   `steps` times:  A = X X^T,  X = a X + (b A + c A^2) X       (transposed where rows > cols)
 //
-// A and A^2 are symmetric: half of each is computed and mirrored.
+// A and A^2 are symmetric: half of each is computed and mirrored. `muon` is one update of n matrices around it, each in
+// the cache from momentum to decay, and each of its lines rounds as the operator of PyTorch that it stands for:
+//
+//   M = mu M + G,  W = keep W - rate NewtonSchulz(mu M + G)
 #include <cmath>
 
 #include "fastmath.h"
@@ -18,13 +21,14 @@ void mirror(float* C, int r) {
                 for (int i = std::max(i0, j + 1); i < std::min(i0 + 16, r); i++) C[j * r + i] = C[i * r + j];
 }
 
-}  // namespace
-
-EXPORT void newton_schulz(const float* G, float* O, int n, int rows, int cols, int steps, float a, float b, float c) {
+struct Orthogonal {
+    const int rows, cols, steps;
+    const float a, b, c;
     const bool tall = rows > cols;
     const int r = tall ? cols : rows, k = tall ? rows : cols, size = r * k;
-    std::vector<float> X(size), Y(size), A(r * r), P(r * r), scratch;
-    for (int matrix = 0; matrix < n; matrix++, G += size, O += size) {
+    std::vector<float> X = std::vector<float>(size), Y = X, A = std::vector<float>(r * r), P = A, scratch = {};
+
+    void operator()(const float* G, float* O) {
         double square = 0;
         for (int i = 0; i < size; i++) square += static_cast<double>(G[i]) * G[i];
         const float scale = 1.0f / (static_cast<float>(std::sqrt(square)) + 1e-7f);
@@ -42,5 +46,29 @@ EXPORT void newton_schulz(const float* G, float* O, int n, int rows, int cols, i
         }
         for (int i = 0; i < r; i++)
             for (int j = 0; j < k; j++) O[tall ? j * r + i : i * k + j] = X[i * k + j];
+    }
+};
+
+}  // namespace
+
+EXPORT void newton_schulz(const float* G, float* O, int n, int rows, int cols, int steps, float a, float b, float c) {
+    Orthogonal orthogonal{rows, cols, steps, a, b, c};
+    const size_t size = static_cast<size_t>(rows) * cols;
+    for (int i = 0; i < n; i++) orthogonal(G + i * size, O + i * size);
+}
+
+EXPORT void muon(
+    const float* G, float* M, float* W, int n, int rows, int cols, int steps, float a, float b, float c, float mu,
+    float keep, float rate) {
+    Orthogonal orthogonal{rows, cols, steps, a, b, c};
+    const int size = rows * cols;
+    std::vector<float> O(size);
+    for (int matrix = 0; matrix < n; matrix++, G += size, M += size, W += size) {
+        for (int i = 0; i < size; i++) M[i] *= mu;
+        for (int i = 0; i < size; i++) M[i] += G[i];
+        for (int i = 0; i < size; i++) O[i] = G[i] + mu * M[i];
+        orthogonal(O.data(), O.data());
+        for (int i = 0; i < size; i++) W[i] *= keep;
+        for (int i = 0; i < size; i++) W[i] += -rate * O[i];
     }
 }
