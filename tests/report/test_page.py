@@ -240,22 +240,22 @@ def tab(chromium: Any) -> Iterator[Callable[..., tuple[Any, list[str]]]]:
         context.close()
 
 
-@pytest.fixture
-def drawn(tab: Any, run_folder: Path) -> Iterator[Any]:
-    """The page of the run with its curves drawn; what it said fails the test at its end."""
-    page, said = tab((run_folder / "report" / "index.html").as_uri())
+@pytest.fixture(scope="module")
+def drawn(chromium: Any, run_folder: Path) -> Iterator[Any]:
+    """The page of the run with its curves drawn; what it said fails at the end."""
+    page, said = chromium.new_page(viewport={"width": 1200, "height": 800}), []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto((run_folder / "report" / "index.html").as_uri())
     yield page
+    page.close()
     assert said == []
 
 
 @pytest.fixture(scope="module")
-def opened(chromium: Any, run_folder: Path) -> Page:
-    """The page as the browser holds it after its script ran."""
-    page = chromium.new_page()
-    page.goto((run_folder / "report" / "index.html").as_uri())
-    content = page.content()
-    page.close()
-    return Page(content)
+def opened(drawn: Any) -> Page:
+    """That page's tags and texts, after its script ran."""
+    return Page(drawn.content())
 
 
 def test_headline_and_every_section_are_there(opened):
@@ -296,7 +296,7 @@ def test_script_in_a_sample_stays_text(run_folder, opened):
 
 
 # Each curve's pixels: {name: {width, height, ratio, data}}, asked for `use`.
-EACH = """(use, given) => Object.fromEntries([...document.querySelectorAll("figure.series")].map((figure) => {
+EACH = """(use, given) => Object.fromEntries([...document.querySelectorAll(SELECTOR)].map((figure) => {
   const canvas = figure.querySelector("canvas"), { width, height } = canvas;
   const copy = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
   copy.drawImage(canvas, 0, 0);
@@ -319,8 +319,8 @@ ROWS = """({ width, height, ratio, data }, share) => {
 }"""
 
 
-def of_each(page: Any, use: str, given: Any = None) -> dict[str, Any]:
-    return page.evaluate(f"(given) => ({EACH})({use}, given)", given)
+def of_each(page: Any, use: str, given: Any = None, selector: str = "figure.series") -> dict[str, Any]:
+    return page.evaluate(f"(given) => ({EACH.replace('SELECTOR', repr(selector))})({use}, given)", given)
 
 
 def test_every_series_is_drawn(run_folder, drawn):
@@ -332,7 +332,8 @@ def test_every_series_is_drawn(run_folder, drawn):
 
 
 def test_a_spike_of_one_step_is_seen(drawn):
-    rows, beside = (of_each(drawn, ROWS, step / 2399)["pretrain/loss"] for step in (1500, 1450))
+    of = "[data-series='pretrain/loss']"
+    rows, beside = (of_each(drawn, ROWS, step / 2399, of)["pretrain/loss"] for step in (1500, 1450))
     assert min(rows) < 25 and max(rows) > 100 and min(beside) > 100
 
 
@@ -360,6 +361,7 @@ def test_the_theme_changes_the_drawing(drawn):
     drawn.emulate_media(color_scheme="dark")
     drawn.evaluate("new Promise((go) => requestAnimationFrame(() => requestAnimationFrame(go)))")
     assert max(of_each(drawn, corner).values()) < 100
+    drawn.emulate_media(color_scheme="light")
 
 
 def test_policy_stops_a_script_that_got_in(tab, run_folder, tmp_path):

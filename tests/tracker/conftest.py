@@ -77,9 +77,9 @@ def chromium(browser: str) -> Iterator[Any]:
         started.close()
 
 
-@pytest.fixture
-def opened(chromium: Any, serve: Any) -> Iterator[Callable[..., Tab]]:
-    """Opens pages. Whatever one said (console, error, dialog) fails the test at its end."""
+@contextlib.contextmanager
+def opening(chromium: Any) -> Iterator[Callable[..., Tab]]:
+    """Opens pages. What one said (console, error, dialog) is an AssertionError at the end."""
     contexts, tabs = [], []
 
     def open_page(address: str, width: int = 1400, height: int = 900, **more: Any) -> Tab:
@@ -95,3 +95,16 @@ def opened(chromium: Any, serve: Any) -> Iterator[Callable[..., Tab]]:
     for context in contexts:
         context.close()
     assert [tab.said for tab in tabs if tab.said] == []
+
+
+@pytest.fixture
+def opened(chromium: Any, serve: Any) -> Iterator[Callable[..., Tab]]:
+    with opening(chromium) as open_page:
+        yield open_page
+
+
+@pytest.fixture(scope="module")
+def opened_once(chromium: Any) -> Iterator[Callable[..., Tab]]:
+    """Pages that the tests of a file share."""
+    with opening(chromium) as open_page:
+        yield open_page

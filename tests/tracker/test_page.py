@@ -62,6 +62,8 @@ def root(tmp_path_factory):
                     run.event("console", data={"stream": "stdout", "text": f"\x1b[32mhello {step}\x1b[0m\n"})
                 if seed == 0:
                     run.alert("spike", "of the loss", "error")
+                    run.event("code", data={"commit": "abc123", "python": "3.11", "argv": ["train.py"]})
+                    run.add_points("system/cpu", [0, 1], [1e9, 1e9 + 1], [10.0, 20.0])
     return root
 
 
@@ -112,6 +114,7 @@ def test_table_of_10000_runs(serve, opened, tmp_path):
     tab.until("document.querySelector('.tfoot').textContent === '10 of 10,000 runs'")
     tab.page.get_by_label("Tick all").check()
     tab.until("document.querySelector('.bulk b')?.textContent === '10 ticked'")
+    tab.page.goto("about:blank")  # after this nothing more is said
     assert all(
         "status of 400" in said for said in tab.said
     )  # of the filter that is none; browsers report it themselves
@@ -167,6 +170,21 @@ def test_compare_and_sweep(address, opened):
     tab.page.mouse.up()
     tab.page.get_by_role("button", name="Tick these").click()
     assert len(tab.until("state.picked")) == 3
+    tab.page.get_by_role("main").get_by_role("button", name="Clear").click()
+    dots = tab.run(
+        "sweepTab.runs.map((run) => [sweepTab.sx.at(fieldOf(run, sweepTab.across)), "
+        "sweepTab.sy.at(fieldOf(run, sweepTab.up)), run.id])"
+    )
+    x, y, _ = max(dots, key=lambda dot: dot[1])  # the lowest
+    tab.page.locator(".scatter").scroll_into_view_if_needed()
+    box = tab.page.locator(".scatter").bounding_box()
+    inside = {name for dx, dy, name in dots if abs(dx - x) < 15 and abs(dy - y) < 15}
+    tab.page.mouse.move(box["x"] + x - 15, box["y"] + y - 15)
+    tab.page.mouse.down()
+    tab.page.mouse.move(box["x"] + x + 15, box["y"] + y + 15, steps=4)
+    tab.page.mouse.up()
+    tab.page.get_by_role("button", name="Tick these").click()
+    assert set(tab.until(f"state.picked.length === {len(inside)} && state.picked")) == inside != set()
 
 
 def test_rollouts_of_two_checkpoints(address, opened):
@@ -205,7 +223,9 @@ PARTS = {
     "console": "document.querySelector('.console pre')?.textContent === 'hello 0\\nhello 100'",
     "alerts": "document.querySelector('.alerts .error b')?.textContent === 'spike'",
     "charts": "document.querySelectorAll('.partbody canvas').length > 2",
-    "overview": "[...document.querySelectorAll('.pairs th')].some((node) => node.textContent === 'model.width')",
+    "system": "document.querySelectorAll('.partbody canvas').length === 2",
+    "overview": "['model.width', 'commit'].every((key) => [...document.querySelectorAll('.pairs th')]"
+    ".some((node) => node.textContent === key)) && main.innerText.includes('Attempts (1)')",
 }
 
 
@@ -248,21 +268,25 @@ def test_edits_keep_and_are_undone(serve, opened, tmp_path):
     tab.page.get_by_label("New tag").fill("seen")
     tab.page.keyboard.press("Enter")
     tab.until("[...Array(3).keys()].filter((i) => runsTable.item(i).tags.includes('seen')).length === 2")
-    tab.page.get_by_role("button", name="Delete", exact=True).click()
-    tab.until("document.querySelector('.tfoot').textContent === '1 of 3 runs'")
-    tab.page.get_by_role("button", name="Undo").last.click()
-    tab.until("document.querySelector('.tfoot').textContent === '3 runs'")
+    for act in ("Archive", "Delete"):
+        tab.page.get_by_role("button", name=act, exact=True).click()
+        tab.until("document.querySelector('.tfoot').textContent === '1 of 3 runs'")
+        tab.page.get_by_role("button", name="Undo").last.click()
+        tab.until("document.querySelector('.tfoot').textContent === '3 runs'")
     tab.page.locator(".row .name").first.click()
     tab.until("document.querySelector('.runhead .title')")
     tab.page.get_by_label("Name").fill("renamed")
     tab.page.keyboard.press("Tab")
     tab.until("runsTable.item(0).name === 'renamed'")
+    tab.page.get_by_label("Notes").fill("what it was for")
+    tab.page.keyboard.press("Tab")
     tab.page.get_by_label("Colour", exact=True).click()
     tab.page.get_by_label("Colour #2a9d6b").click()
     tab.until("runsTable.item(0).color === '#2a9d6b'")
     address = serve(tmp_path)
     tab = opened(address)
     tab.until("runsTable.item(0)?.color === '#2a9d6b' && runsTable.item(0).name === 'renamed'")
+    assert tab.run("runsTable.item(0).notes") == "what it was for"
 
 
 def test_keyboard(address, opened):

@@ -31,10 +31,10 @@ def address(serving, planted, tmp_path_factory):
         yield address
 
 
-@pytest.fixture
-def chart(address, opened):
-    """The chart of the planted series, large, in a known colour; returns its tab."""
-    tab = opened(f"{address}#metrics=loss")
+@pytest.fixture(scope="module")
+def chart(address, opened_once):
+    """The chart of the planted series, large, in a known colour; returns its tab. Each test says what it looks at."""
+    tab = opened_once(f"{address}#metrics=loss")
     tab.until("[...chartsTab.cards.values()][0]?.chart?.data")
     tab.page.get_by_label("Enlarge loss").click()
     tab.until("expanded?.shown && expanded.data.pixels > 800")
@@ -42,20 +42,20 @@ def chart(address, opened):
     return tab
 
 
-# Rows of the plot's picture in which the series' colour stands within one pixel of a place in x.
-COLUMN = """(step) => {
+# For each place in x the rows of the plot's picture in which the series' colour stands within one pixel of it.
+COLUMNS = """(steps) => steps.map((step) => {
   const { canvas, sx, frame } = expanded, ratio = canvas.width / canvas.clientWidth;
-  const strip = Object.assign(document.createElement("canvas"), { width: 3, height: canvas.height });
-  const ctx = strip.getContext("2d", { willReadFrequently: true });
-  ctx.drawImage(canvas, 1 - Math.round(sx.at(step) * ratio), 0);
-  const { data } = ctx.getImageData(0, 0, 3, canvas.height);
+  const strip = new OffscreenCanvas(3, canvas.height).getContext("2d", { willReadFrequently: true });
+  strip.drawImage(canvas, 1 - Math.round(sx.at(step) * ratio), 0);
+  const { data } = strip.getImageData(0, 0, 3, canvas.height);
   const rows = [];
   for (let y = 0; y < frame.bottom * ratio; y += 1) for (let k = 0; k < 3; k += 1) {
-    const [r, g, b] = data.slice((y * 3 + k) * 4, (y * 3 + k) * 4 + 3);
-    if (b - r > 60) { rows.push(y / ratio); break; }
+    const at = (y * 3 + k) * 4;
+    if (data[at + 2] - data[at] > 60) { rows.push(y / ratio); break; }
   }
   return rows;
-}"""
+})"""
+HEIGHTS = "(values) => values.map((value) => expanded.sy.at(value))"
 
 
 WHOLE = f"expanded.data.x1 === {POINTS - 1}"
@@ -77,16 +77,15 @@ def test_spikes_at_every_zoom(chart, planted):
     for x0, x1 in windows:
         settled(chart, x0, x1)
         inside = places if x0 is None else places[(places > x0) & (places < x1)]
-        for step in inside:
-            rows = chart.page.evaluate(COLUMN, int(step))
-            top = chart.run(f"expanded.sy.at({value[step]})")
+        tops = chart.page.evaluate(HEIGHTS, value[inside].tolist())
+        for step, top, rows in zip(inside, tops, chart.page.evaluate(COLUMNS, inside.tolist()), strict=True):
             assert rows and min(rows) <= top + 2.5, (x0, x1, step, rows[:3], top)
             seen += 1
     assert seen > SPIKES + 2 * 6
     settled(chart)
     quiet = [step for step in range(5000, POINTS, 9000) if np.abs(places - step).min() > 3000]
     middle = chart.run("expanded.sy.at(6)")
-    assert quiet and all(min(chart.page.evaluate(COLUMN, step)) > middle for step in quiet)  # only spikes reach up
+    assert quiet and all(min(rows) > middle for rows in chart.page.evaluate(COLUMNS, quiet))  # only spikes reach up
 
 
 def test_what_is_not_finite_is_marked(chart):
@@ -99,12 +98,13 @@ def test_what_is_not_finite_is_marked(chart):
     assert np.allclose([x for x, _ in marks], [70_000, 140_000, 210_000], atol=POINTS / 700)
     settled(chart, 69_995, 70_008)
     assert chart.run("expanded.data.series[0].mode") == "raw"
-    assert chart.page.evaluate(COLUMN, 70_000.5) == []  # the line is broken there
+    assert chart.page.evaluate(COLUMNS, [70_000.5]) == [[]]  # the line is broken there
 
 
 def test_wheel_and_drag_to_the_raw_points(chart, planted):
     places, value = planted
     step = int(places[20])
+    settled(chart)
     box = chart.page.locator("dialog .stage").bounding_box()
     for _ in range(60):
         at = chart.run(f"expanded.sx.at({step})")
@@ -140,11 +140,13 @@ def test_wheel_and_drag_to_the_raw_points(chart, planted):
 
 def test_smoothing_is_drawn_over_the_raw_points(chart, planted):
     places, value = planted
+    settled(chart)
     chart.run("setState({ smooth: 0.99 })")
     chart.until("expanded.data.series[0].smooth && !expanded.drawing && expanded.shown.smooth")
-    for step in places:
-        rows = chart.page.evaluate(COLUMN, int(step))
-        assert min(rows) <= chart.run(f"expanded.sy.at({value[step]})") + 2.5
+    tops = chart.page.evaluate(HEIGHTS, value[places].tolist())
+    columns = chart.page.evaluate(COLUMNS, places.tolist())
+    chart.run("setState({ smooth: 0 })")
+    assert all(min(rows) <= top + 2.5 for rows, top in zip(columns, tops, strict=True))
 
 
 def test_log_axes(address, opened):
@@ -155,3 +157,27 @@ def test_log_axes(address, opened):
     ends = tab.run(f"[{chart}.sy.at(1e-6), {chart}.sy.at(1), {chart}.sy.at(1e6)]")
     assert ends[1] == pytest.approx((ends[0] + ends[2]) / 2, abs=0.5)
     assert "1 point without log step" in tab.text(".note")
+
+
+def test_odd_series_are_drawn_whole(serve, opened, tmp_path):
+    """10,000 metrics in one run; huge values, -0, steps and clocks that go back, two writers."""
+    odd = np.array([1e308, -1e308, -0.0, 0.0, np.nan, np.inf, 5e-324, 1.0])
+    with Run(tmp_path / "r") as run, Run(tmp_path / "r") as other:
+        for step in range(2):
+            run.log({f"many/m{k}": float(k) for k in range(10_000)}, step)
+        run.add_points("odd", np.arange(8)[::-1].copy(), 1.7e9 - np.arange(8) * 3600.0, odd)
+        other.add_points("odd", np.arange(8, 12), [1e9, 2e9, 1.5e9, 1.7e9], np.ones(4))
+    tab = opened(f"{serve(tmp_path)}#metrics=^odd$")
+    chart = "[...chartsTab.cards.values()][0].chart"
+    series = f"{chart}.data.series[0]"
+    tab.until(f"[...chartsTab.cards.values()][0]?.chart?.data && {chart}.sx")
+    assert tab.run(f"[{series}.mode, ...{series}.x]") == ["raw", *range(12)]
+    drawn = np.array(tab.run(f"[...{series}.y].map(String)"), float)
+    assert np.array_equal(drawn, [*odd[::-1], *np.ones(4)], equal_nan=True)
+    assert tab.run(f"[...{series}.y].every((y) => !Number.isFinite(y) || Number.isFinite({chart}.sy.at(y)))")
+    tab.run("setState({ x: 'time' })")
+    tab.until(f"{chart}.data.x0 === 1e9 && {series}.points === 12")
+    assert (np.diff(tab.run(f"[...{series}.x]")) >= 0).all()
+    tab.run("setState({ metrics: '' })")
+    tab.until("chartsTab.cards.size >= 40")
+    assert tab.run("document.querySelectorAll('.sections canvas').length") < 200  # only what is in sight is drawn
