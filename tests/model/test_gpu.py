@@ -9,10 +9,12 @@ import ast
 import ctypes
 import math
 import re
+import runpy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.attention.flex_attention as flex
@@ -188,13 +190,15 @@ def test_bf16_decodes_what_it_computes(form: str) -> None:
     assert len(made.ids) == 5 and all(math.isfinite(p) for p in made.logprobs)
 
 
-def test_the_page_s_snippet(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_s_snippet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It trains, on whatever device it names."""
     page = Path(__file__).parents[2] / "docs" / "on-a-gpu.md"
     (snippet,) = re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
     exact = torch.get_float32_matmul_precision()
     try:
-        exec(snippet.replace('"cuda"', '"cpu"').replace("(8, 256)", "(2, 40)"), {})
+        script = tmp_path / "snippet.py"
+        script.write_text(snippet.replace('"cuda"', '"cpu"').replace("(8, 256)", "(2, 40)"))
+        runpy.run_path(str(script))
     finally:
         torch.set_float32_matmul_precision(exact)
     log = ast.literal_eval(capsys.readouterr().out)
@@ -256,7 +260,7 @@ def test_decoding_stays_on_its_device(form: str, dtype: torch.dtype, monkeypatch
     with Apart():
         decoder, cache = Decoder(model), model.new_cache(2, 4)
         logits = decoder.feed(cache, [1, 0], [[1, 2, 3], [4]])
-        pick(logits, torch.tensor([0.5, 0.5]), Sampling(top_p=0.9))
+        pick(logits, np.array([0.5, 0.5]), Sampling(top_p=0.9))
         pool = Pool(model, 3, 256, 1 << 20)
         held = [Held(0, [1, 2], 38), Held(2, [0], 39)]
         cache = pool.gather(held, 2)
