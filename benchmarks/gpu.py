@@ -106,7 +106,7 @@ def cases(T: int, device: torch.device) -> list[Case]:
         ),
         Case(
             "convolution",
-            lambda *x: gpu.fla_conv_qkv(*x, segments, HEADS, 1e-6),
+            lambda *x: gpu.fla_conv_qkv(*x, None, segments, HEADS, 1e-6),
             lambda *x: conv_qkv_torch(*x, None, segments, HEADS, 1e-6),
             [random(1, T, 3 * HEADS * K), random(3 * HEADS * K, 4)],
         ),

@@ -62,10 +62,18 @@ def conv(packed: bool) -> list[float]:
     x, taps = torch.randn(2, 50, 96, generator=r), torch.randn(96, 4, generator=r)
     segments = documents(50) if packed else None
     return errors(
-        lambda x, w: gpu.fla_conv_qkv(x, w, segments, 2, 0.01),
+        lambda x, w: gpu.fla_conv_qkv(x, w, None, segments, 2, 0.01),
         lambda x, w: exact_conv(x, w, None, segments, 2, 0.01),
         [x, taps],
     )
+
+
+@torch.no_grad()
+def conv_goes_on(tokens: int) -> list[float]:
+    r = torch.Generator().manual_seed(0)
+    x, taps, past = (torch.randn(*s, generator=r) for s in ((2, tokens, 96), (96, 4), (2, 3, 96)))
+    truth = exact_conv(x.double(), taps.double(), past.double(), None, 2, 0.01)
+    return [relative(a, b) for a, b in zip(gpu.fla_conv_qkv(x, taps, past, None, 2, 0.01), truth)]
 
 
 def gate(lower: float | None) -> list[float]:
@@ -91,6 +99,8 @@ CASES: dict[str, Callable[[], list[float]]] = {
     "gate, bounded": lambda: gate(-5.0),
     "gate, unbounded": lambda: gate(None),
     "convolution": lambda: conv(packed=False),
+    "convolution of a token": lambda: conv_goes_on(1),
+    "convolution of fifty": lambda: conv_goes_on(50),
     "convolution, packed": lambda: conv(packed=True),
     "a token": lambda: decoding(1),
     "seven tokens": lambda: decoding(7),

@@ -21,6 +21,8 @@ NAMES = (
     "gate, bounded",
     "gate, unbounded",
     "convolution",
+    "convolution of a token",
+    "convolution of fifty",
     "convolution, packed",
     "a token",
     "seven tokens",

@@ -40,8 +40,8 @@ def l2norm(x: Tensor, eps: float) -> Tensor:
 def conv_qkv(
     x: Tensor, taps: Tensor, past: Tensor | None, segments: Tensor | None, heads: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if past is None and gpu.usable(x, taps):
-        return gpu.fla_conv_qkv(x, taps, segments, heads, eps)
+    if gpu.usable(x, taps, past) and (past is None or segments is None):
+        return gpu.fla_conv_qkv(x, taps, past, segments, heads, eps)
     return (native_conv_qkv if usable(x, taps, past) else conv_qkv_torch)(x, taps, past, segments, heads, eps)
 
 

@@ -44,9 +44,17 @@ def usable(*tensors: Tensor | None) -> bool:
     return here(*tensors) and ready()
 
 
-def exact_enough(q: Tensor) -> bool:
-    """True where the chunks' products are as exact as torch's own would be."""
-    return q.dtype != torch.float32 or torch.get_float32_matmul_precision() != "highest"
+def by_steps(q: Tensor, segments: Tensor | None) -> bool:
+    """True where the recurrence goes token by token: few of them, one document a row, nothing to learn."""
+    return segments is None and q.shape[1] <= STEPS and not torch.is_grad_enabled()
+
+
+def kda_usable(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, S: Tensor | None, segments: Tensor | None
+) -> bool:
+    """True where `fla_kda` can take these and multiplies no less exactly than torch would."""
+    exact = q.dtype != torch.float32 or torch.get_float32_matmul_precision() != "highest" or by_steps(q, segments)
+    return usable(q, k, v, g, beta, S) and (S is None or segments is None) and exact
 
 
 BORDERS: WeakIdKeyDictionary = WeakIdKeyDictionary()  # of the batch that all layers see: finding them waits for the GPU
@@ -68,16 +76,17 @@ def joined(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 @torch.compiler.disable
 def fla_conv_qkv(
-    x: Tensor, taps: Tensor, segments: Tensor | None, heads: int, eps: float
+    x: Tensor, taps: Tensor, past: Tensor | None, segments: Tensor | None, heads: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`conv_qkv_torch` from an empty past; q, k, v in the dtype of x."""
+    """`conv_qkv_torch`, with past or segments or neither; q, k, v in the dtype of x. No gradient for `past`."""
     from fla.modules.causal_conv1d import causal_conv1d
     from fla.modules.norm.l2norm import l2norm
 
     B, T, _ = x.shape
     starts = None if segments is None else borders(segments)
     (x,) = (x,) if starts is None else joined(x)
-    y, _ = causal_conv1d(x, taps.to(x.dtype), activation="silu", cu_seqlens=starts)
+    before = None if past is None else F.pad(past.to(x.dtype).transpose(1, 2), (1, 0))  # as wide as the taps
+    y, _ = causal_conv1d(x, taps.to(x.dtype), initial_state=before, activation="silu", cu_seqlens=starts)
     q, k, v = y.view(B, T, 3, heads, -1).unbind(2)
     return l2norm(q, eps) * q.shape[-1] ** -0.5, l2norm(k, eps), v
 
@@ -106,7 +115,7 @@ def fla_kda(
 
     B, T = q.shape[:2]
     if segments is None:
-        if T <= STEPS and not torch.is_grad_enabled():
+        if by_steps(q, segments):
             return fused_recurrent_kda(q, k, v, g, beta, scale=1.0, initial_state=S, output_final_state=True)
         return chunk_kda(q, k, v, g, beta, 1.0, S, output_final_state=True, safe_gate=bounded)
     starts = borders(segments)

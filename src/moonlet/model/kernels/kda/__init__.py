@@ -25,7 +25,7 @@ def delta_rule(
     """Same function as `naive_kda`: native or fla's where these can be, else a step for one cached token and tiles."""
     if usable(q, k, v, g, beta, S):
         return native_kda(q, k, v, g, beta, S, segments)
-    if gpu.usable(q, k, v, g, beta, S) and gpu.exact_enough(q) and (S is None or segments is None):
+    if gpu.kda_usable(q, k, v, g, beta, S, segments):
         return gpu.fla_kda(q, k, v, g, beta, S, segments, not pairwise)
     if S is None or q.shape[1] > 1:
         return chunk_kda(q, k, v, g, beta, S, segments, pairwise)
