@@ -1,5 +1,6 @@
 """The board over HTTP: its answers, and what it refuses."""
 
+import asyncio
 import http.client
 import json
 import signal
@@ -276,27 +277,27 @@ def traversals():
     yield from ("/etc/passwd", "//etc/passwd", "C:\\x", "\\\\host\\share", "file:///etc/passwd", "%00", "~root")
 
 
+async def direct(app, method, path, body=b"", headers=((b"host", b"localhost"),)):
+    """Status and body of a request without a socket."""
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    async def receive():
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    clean = urllib.parse.unquote(path.split("?")[0].split("#")[0])
+    scope = {"type": "http", "http_version": "1.1", "method": method, "path": clean, "raw_path": path.encode()}
+    scope |= {"query_string": b"", "headers": list(headers), "root_path": "", "scheme": "http"}
+    await app({**scope, "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 1)}, receive, send)
+    return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:])
+
+
 def test_no_path_reaches_a_file(board, ids):
-    import asyncio
-
-    async def status_of(path):
-        sent = []
-
-        async def send(message):
-            sent.append(message)
-
-        async def receive():
-            return {"type": "http.request", "body": b"", "more_body": False}
-
-        clean = urllib.parse.unquote(path.split("?")[0].split("#")[0])
-        scope = {"type": "http", "http_version": "1.1", "method": "GET", "path": clean, "raw_path": path.encode()}
-        scope |= {"query_string": b"", "headers": [(b"host", b"localhost")], "root_path": "", "scheme": "http"}
-        await board.app({**scope, "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 1)}, receive, send)
-        return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:])
-
     async def every():
         heads = ("/page/", f"/api/runs/{ids[0]}/blob/", "/api/runs/")
-        return [(head + form, *await status_of(head + form)) for form in traversals() for head in heads]
+        return [(head + form, *await direct(board.app, "GET", head + form)) for form in traversals() for head in heads]
 
     answers = asyncio.run(every())
     assert len(answers) > 2000
@@ -330,6 +331,8 @@ def test_bad_requests_are_4xx(board, ids):
         {"series": [{"run": ids[0]}]},
         {"series": [{"run": ids[0], "name": "loss", "attempt": True}]},
         {"x0": "1"},
+        {"x0": 10**400},
+        {"x0": float("nan")},
         {"series": [{"run": ids[0], "name": "loss"}] * 2001},
     ):
         assert board.send("POST", "/api/m4", {**m4, **change})[0] == 400, change
@@ -337,6 +340,58 @@ def test_bad_requests_are_4xx(board, ids):
     assert board.raw("POST", "/api/m4", b"{", [("Host", "localhost"), ("Content-Type", "application/json")])[0] == 400
     empty = board.post("/api/m4", {"series": [{"run": ids[0], "name": "nope"}]}, token=False)
     assert empty["series"][0]["points"] == 0
+
+
+ODD = [None, True, 0, -1, 1.5, 1e308, 10**400, 2**63, float("nan"), float("inf"), "", "log", "\ud800", "x" * 30_000]
+ODD += [[], [[]], [None], ["nope"], [{}], {}, {"a": 1}, {"runs": 1}]
+
+
+def mutations(body):
+    """A body with each of its parts, at any depth, replaced by each odd value, and without it."""
+    yield from ODD
+    parts = list(body.items() if isinstance(body, dict) else enumerate(body))
+    for key, part in parts:
+        if isinstance(body, dict):
+            yield {other: value for other, value in parts if other != key}
+        for other in mutations(part) if isinstance(part, dict | list) else ODD:
+            copy = body.copy()
+            copy[key] = other
+            yield copy
+
+
+def test_no_body_makes_the_board_fail(tmp_path):
+    with Run(tmp_path / "r") as run:
+        run.log({"loss": 1.0, "talk": Rollout([{"role": "user", "content": "?"}])}, 0)
+    app, board = server.make_app(tmp_path)
+    (one,) = board.index.records
+    window = {"x": "step", "x0": 0, "x1": 2.5, "pixels": 10, "scale": "linear", "smooth": 0.5}
+    bodies = {
+        "m4": {"series": [{"run": one, "name": "loss", "attempt": 1}], **window},
+        "aggregate": {"groups": [{"label": "g", "runs": [one]}], "name": "loss", "quantiles": [0.5], **window},
+        "rollouts": {"runs": [one], "name": "talk", "prompt": "?", "step": 0, "limit": 5},
+        "diff": {"runs": [one]},
+        "bundle": {"runs": [one], "names": ["loss"]},
+        "edit": {"runs": [one], "set": {"notes": "x", "add_tags": ["t"], "color": "#112233", "archived": False}},
+        "undo": {"undo": 0},
+        "views": {"name": "v", "state": {"a": 1}},
+        "purge": {"runs": [one]},
+    }
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    headers.append((b"x-moonlet-token", board.write_token.encode()))
+
+    async def every():
+        return [
+            (path, body, *await direct(app, "POST", f"/api/{path}", json.dumps(body).encode(), headers))
+            for path, valid in bodies.items()
+            for body in [valid, *mutations(valid)]
+        ]
+
+    answers = asyncio.run(every())
+    assert len(answers) > 1000
+    assert [found for found in answers if found[2] not in (200, 400, 404)] == []
+    assert {path for path, body, status, _ in answers if body is bodies[path] and status == 200} == bodies.keys() - {
+        "purge"
+    }
 
 
 def test_a_team_board_asks_for_its_token(root):

@@ -14,6 +14,7 @@ import inspect
 import json
 import logging
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
@@ -97,6 +98,8 @@ def filled(kind: Any, given: Any, at: str) -> Any:
         raise ValueError(f"{at} is {f.dumps(given)[:60]}: it must be of type {plain.__name__}")
     if plain is list:
         return [filled(get_args(kind)[0], one, f"{at}[{i}]") for i, one in enumerate(given)]
+    if plain is float and abs(given) > sys.float_info.max:
+        raise ValueError(f"{at} is {f.dumps(given)[:60]}: it must fit a 64-bit float")
     if not structure:
         return given
     parts = {part.name: part for part in fields(kind)}
