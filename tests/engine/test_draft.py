@@ -22,6 +22,7 @@ from moonlet.engine.request import Limits
 from moonlet.engine.scheduler import Scheduler
 from moonlet.errors import InputError
 from moonlet.model.draft import Draft, published_name
+from moonlet.model.model import Stats, Where
 from moonlet.train.draft import unrolled
 
 ROOMY = replace(SMALL, step_tokens=64, memory=1 << 20)
@@ -38,7 +39,9 @@ def decoder() -> Decoder:
 @pytest.fixture(scope="module")
 def draft(decoder: Decoder) -> Draft:
     made = Draft(decoder.model.config).init_weights(0).requires_grad_(False)
-    made.fc.weight.normal_(0, 0.2, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    for p in made.parameters():
+        p.uniform_(0.5, 1.5, generator=generator) if p.ndim == 1 else p.normal_(0, 0.3, generator=generator)
     return made
 
 
@@ -187,3 +190,32 @@ def test_a_bad_file_is_refused(tmp_path: Path) -> None:
         (folder / FILE).write_bytes(whole[:cut])
         with pytest.raises(InputError, match="is not a safetensors file"):
             load_draft(folder, model)
+
+
+@torch.no_grad()
+def test_the_draft_looks_back_over_a_window(
+    decoder: Decoder, native: NativeDraft, draft: Draft, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a long prompt, its attention sees the last pages alone: with random weights others change the guess."""
+    monkeypatch.setattr(drafts, "WINDOW", 1)
+    model, s, different = decoder.model, by_hand(decoder, native), 0
+    assert s.draft is not None
+    for seed in range(12):
+        one = request(random_ids(1, 70, seed)[0].tolist())
+        one.tokens, one.held = list(one.prompt), s.pool.open()
+        assert one.held is not None and s.pool.grow(one.held, 70 + LENGTH)
+        one.behind, one.held.length = s.draft.begin(0), 69
+        ids = torch.tensor([one.prompt])
+        blocks = torch.stack(model.hidden(ids)[1].blocks, 2)
+        s.draft.learn(one, blocks[0, :64], 0)
+        s.draft.learn(one, blocks[0, 64:69], 64)
+        h = torch.cat([torch.zeros(1, 1, blocks.shape[-1]), draft.fuse(blocks)[:, :-1]], 1)
+        x, layer, guess = draft.inputs(model.embed_tokens(ids), h), draft.layers[0], []
+        for begin in (69 // 8 * 8 - 8, 0):
+            y = x[:, begin:] + layer.attention(layer.input_layernorm(x[:, begin:]), Where(), Stats())
+            y = y[0, -1] + layer.ffn(layer.post_attention_layernorm(y), Stats())[0, -1]
+            guess.append(int(model.lm_head(draft.norm(y)).argmax()))
+        assert s.draft.propose([one])[one][0] == guess[0]
+        different += guess[0] != guess[1]
+        s.pool.release(one.held)
+    assert different

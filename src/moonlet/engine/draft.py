@@ -6,6 +6,8 @@ at each place, for sampled texts too. `Drafts` keeps, for each request, how far 
 the cache's pages, so snapshots carry them) come from the model's features, and the features that wait to be taken up.
 Latents of guessed places are written over when the true features are known, so a wrong guess leaves nothing to undo.
 What a snapshot does not carry is the feature at its end, for which a zero stands: that may cost a guess, never a text.
+Where places have no positions, as in K3, the draft looks back over a window of pages only, so that a guess costs the
+same in a long text; it was not trained so, and guesses no worse.
 """
 
 import ctypes
@@ -28,8 +30,9 @@ from moonlet.model.kernels.native import library, pointer
 from moonlet.model.model import Model
 
 FILE = "draft.safetensors"
-LENGTH = 3  # tokens of a draft
+LENGTH = 7  # tokens of a draft, as K3's
 SURE = 0.6  # a draft ends behind the first token of which it is less sure
+WINDOW = 4  # pages that the draft looks back over, beside the one it is in; only where places have no positions
 MOST_WAITING = 64  # features of a request that wait before they are taken up without a draft
 
 
@@ -69,6 +72,7 @@ class NativeDraft(PackedModel):
         self.multiplications = (
             sum(p.numel() for p in draft.parameters()) + model.lm_head.out_features * draft.fc.out_features
         )
+        self.nope = model.config.mla_use_nope
         self.chosen, self.width, self.blocks = draft.blocks, model.config.hidden_size, block_count(model.config)
         layers = (LayerC * 1)(self.layer(draft.layers[0], None))  # type: ignore[arg-type]
         norm, eps = self.values(draft.norm.weight), model.config.rms_norm_eps
@@ -123,7 +127,9 @@ class Drafts:
         """pool: with the draft's layer as its last."""
         self.native, self.threads = native, threads
         state = (StateC * 1)(pool.memory.states[-1])
-        self.memory = Memory(state, torch.zeros_like(pool.memory.lengths), pool.table, pool.memory.page)
+        self.window = WINDOW if native.nope else pool.table.shape[1]
+        self.table = pool.table
+        self.memory = Memory(state, torch.zeros_like(pool.memory.lengths), pool.table.clone(), pool.memory.page)
 
     def room(self, tokens: int) -> Tensor:
         """Where the decoder writes its features of so many tokens."""
@@ -169,8 +175,11 @@ class Drafts:
         self, starts: Mapping[Request, int], tokens: Sequence[list[int]], features: Tensor, most: int
     ) -> list[list[int]]:
         rows = [request.held.row for request in starts if request.held is not None]
+        table, page = self.memory.table, self.memory.page
         for row, start in zip(rows, starts.values()):
-            self.memory.lengths[row] = start
+            out = max(0, start // page - self.window)  # pages before the window: for the draft the text begins there
+            table[row, : table.shape[1] - out] = self.table[row, out:]
+            self.memory.lengths[row] = start - out * page
         return self.native.chain(self.memory, rows, tokens, features, most, self.threads)
 
 

@@ -35,7 +35,7 @@ def back(x: Tensor, n: int) -> Tensor:
 
 def chain_attention(mla: MLA, x: Tensor, steps: list[tuple[Tensor, Tensor]], segments: Tensor) -> Tensor:
     """The attention of step s = len(steps) + 1 over x [B, T, d]; `steps` holds the keys and values of the steps before
-    and takes up this one's. -> [B, T, d]."""
+    and takes up this one's. -> [B, T, d]. Where a chain would begin before its document it means nothing."""
     q, c, k_r = mla.project(x, None if mla.use_nope else place(segments))
     k, v = mla.kv_b_proj(c).unflatten(-1, (mla.num_heads, -1)).split([mla.nope, mla.v_head_dim], dim=-1)
     k = torch.cat([k, k_r.unsqueeze(2).expand(-1, -1, mla.num_heads, -1)], dim=-1)
@@ -44,16 +44,11 @@ def chain_attention(mla: MLA, x: Tensor, steps: list[tuple[Tensor, Tensor]], seg
     k, v = steps[0]
     seen = torch.ones(T, T, dtype=torch.bool).tril(1 - s) & (segments.unsqueeze(-1) == segments.unsqueeze(-2))
     logits = torch.einsum("bthk,bshk->bhts", q, k).masked_fill(~seen.unsqueeze(1), -torch.inf)
-    # Of the chain: step i's place t - (s - i).
-    chain = [
-        (back(k, s - i), back(v, s - i), back(segments, s - i) == segments) for i, (k, v) in enumerate(steps[1:], 2)
-    ]
-    for k, _, same in chain:
-        one = (q * k).sum(-1).masked_fill(~same.unsqueeze(-1), -torch.inf)
-        logits = torch.cat([logits, one.transpose(1, 2).unsqueeze(-1)], dim=-1)
+    chain = [(back(k, s - i), back(v, s - i)) for i, (k, v) in enumerate(steps[1:], 2)]  # step i's place t - (s - i)
+    logits = torch.cat([logits, *((q * k).sum(-1).transpose(1, 2).unsqueeze(-1) for k, _ in chain)], dim=-1)
     weights = (logits * mla.scale).softmax(-1)
     o = torch.einsum("bhts,bshv->bthv", weights[..., :T], v)
-    for i, (_, v, _) in enumerate(chain):
+    for i, (_, v) in enumerate(chain):
         o = o + weights[..., T + i].transpose(1, 2).unsqueeze(-1) * v
     return mla.output(x, o)
 
