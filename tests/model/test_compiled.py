@@ -19,10 +19,13 @@ from small_models import FORMS, linear_attn, random_ids, random_model, relative
 from torch import Tensor
 
 from moonlet.model.kernels import native
+from moonlet.model.linear import bf16_products
 from moonlet.model.model import Model
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason=f"no native kernels: {native.why_not()}")
 THREE = ("k3", "kimi_linear", "k2")
+SHARDED = [*((form, False) for form in THREE), ("k3", True)]  # form, products in bf16
+BF16 = 2e-2  # a sum over half of the rows rounds otherwise than one over all
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -50,10 +53,10 @@ def loss_and_gradients(model: torch.nn.Module, ids: Tensor, segments: Tensor) ->
     return [loss.detach(), *(g for g in grads if g is not None)]
 
 
-def same(got: list[Tensor], truth: list[Tensor]) -> None:
+def same(got: list[Tensor], truth: list[Tensor], bound: float = 2e-5) -> None:
     assert len(got) == len(truth)
     for a, b in zip(got, truth):
-        assert relative(a, b) < 2e-5
+        assert relative(a, b) < bound
 
 
 def compiled_equals_eager(form: str, backend: str) -> tuple[Model, Model]:
@@ -72,6 +75,15 @@ def test_traced(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled_equals_eager(form, "aot_eager")
     assert {"attention_forward", "attention_backward", "experts_backward"} <= set(calls)
     assert ("kda_backward" in calls) == (form != "k2")
+
+
+@pytest.mark.soak
+def test_traced_in_bf16() -> None:
+    model, (ids, segments) = two_layers("k3"), batch()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=False)
+    with bf16_products(model):
+        same(loss_and_gradients(compiled, ids, segments), loss_and_gradients(model, ids, segments), BF16)
 
 
 @pytest.mark.soak
@@ -99,19 +111,20 @@ def shard(rank: int, port: int, out: str) -> None:
     from torch.distributed.fsdp import fully_shard
 
     init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    found = {}
-    for form in THREE:
+    found = []
+    for form, bf16 in SHARDED:
         model = two_layers(form)
         for layer in model.layers:
             fully_shard(layer.self_attn)
             fully_shard(layer.mlp)
         fully_shard(model)
         ids, segments = (t[2 * rank : 2 * rank + 2] for t in batch())
-        loss = F.cross_entropy(model(ids, segments)[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-        loss.backward()
+        with bf16_products(model, bf16):
+            loss = F.cross_entropy(model(ids, segments)[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+            loss.backward()
         loss = loss.detach() / 2
         all_reduce(loss)
-        found[form] = [loss, *(p.grad.full_tensor() for p in model.parameters() if p.grad is not None)]
+        found.append([loss, *(p.grad.full_tensor() for p in model.parameters() if p.grad is not None)])
     if rank == 0:
         torch.save(found, out)
     destroy_process_group()
@@ -129,5 +142,8 @@ def test_fsdp(tmp_path: Path) -> None:
     for process in running:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
-    for form, got in torch.load(out).items():
-        same(got, loss_and_gradients(two_layers(form), *batch()))
+    for (form, bf16), got in zip(SHARDED, torch.load(out), strict=True):
+        model = two_layers(form)
+        with bf16_products(model, bf16):
+            truth = loss_and_gradients(model, *batch())
+        same(got, truth, BF16 if bf16 else 2e-5)
