@@ -242,14 +242,18 @@ def test_a_broken_model_fails_the_request(decoder: Decoder) -> None:
         result(one)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(
+    "asked",
+    [{"temperature": t} for t in (0.0, 0.3, 1.0)]
+    + [{"temperature": 0.3, "frequency_penalty": -0.4, "repetition_penalty": 0.9, "logit_bias": {3: 1.0}}],
+)
 def test_speculation_changes_nothing_but_the_steps(
-    decoder: Decoder, temperature: float, monkeypatch: pytest.MonkeyPatch
+    decoder: Decoder, asked: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same tokens and log-probs with drafts (here by the last token alone), right and wrong ones."""
     monkeypatch.setattr(speculate, "NGRAM", 1)
     s = by_hand(decoder, replace(SMALL, step_tokens=64))
-    everyone = [request(prompts_around(20 + seed), seed, max_tokens=100, temperature=temperature) for seed in range(9)]
+    everyone = [request(prompts_around(20 + seed), seed, max_tokens=100, **asked) for seed in range(9)]
     for one in everyone:
         s.submit(one)
     finish(s)

@@ -31,17 +31,35 @@ class Matcher:
 
     def __init__(self, matcher: Any, vocab_size: int) -> None:
         self.matcher, self.vocab_size = matcher, vocab_size
-        self.bits = np.zeros((vocab_size + 31) // 32, dtype=np.int32)
+        self.bits, self.ready = np.zeros((vocab_size + 31) // 32, dtype=np.int32), False
+
+    def prepare(self) -> None:
+        """Compute what `mask` applies, where that is not done yet."""
+        if not self.ready:
+            self.matcher.unsafe_compute_mask_ptr(self.bits.ctypes.data, self.bits.nbytes)
+            self.ready = True
 
     def mask(self, logits: np.ndarray) -> None:
         """-inf, in place, for every token that may not come next. logits [vocab]."""
-        self.matcher.unsafe_compute_mask_ptr(self.bits.ctypes.data, self.bits.nbytes)
+        self.prepare()
         self.check()
         logits[np.unpackbits(self.bits.view(np.uint8), count=self.vocab_size, bitorder="little") == 0] = -np.inf
 
     def take(self, token: int) -> None:
+        self.ready = False
         self.matcher.consume_token(token)
         self.check()
+
+    def fitting(self, tokens: Sequence[int]) -> int:
+        """How many of these tokens may come next, one after another."""
+        return self.matcher.validate_tokens(list(tokens))
+
+    def back(self, tokens: int) -> None:
+        """To the place before the last so many tokens."""
+        if tokens:
+            self.ready = False
+            self.matcher.rollback(tokens)
+            self.check()
 
     def check(self) -> None:
         if self.matcher.is_error():

@@ -99,8 +99,11 @@ class Picked:
 class Grammar(Protocol):
     """What grammar.py gives: which tokens may come next."""
 
+    def prepare(self) -> None: ...
     def mask(self, logits: np.ndarray) -> None: ...
     def take(self, token: int) -> None: ...
+    def fitting(self, tokens: Sequence[int]) -> int: ...
+    def back(self, tokens: int) -> None: ...
 
 
 class Row:
@@ -134,6 +137,10 @@ class Row:
         """`token` is the next one, sampled or forced: its number is used, its occurrence counted."""
         self.uniforms(1)
         del self.ahead[0]
+        self.count(token)
+
+    def count(self, token: int) -> None:
+        """What the tokens that follow depend on, but for the random numbers."""
         if len(self.counts):
             self.counts[token] += 1
             self.seen[token] = True

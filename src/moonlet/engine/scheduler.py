@@ -19,11 +19,12 @@ import os
 import threading
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
 
+from moonlet.engine import ahead
 from moonlet.engine.cache import PAGE, Pool
 from moonlet.engine.draft import Drafts, NativeDraft, drafts_of
 from moonlet.engine.draw import choose_rows
@@ -55,6 +56,7 @@ class Scheduler:
         self.weights = sum(active(parameters(config), config).values())
         self.draft = None if draft is None else Drafts(draft, self.pool, self.team(draft.multiplications))
         self.workers = ThreadPoolExecutor(self.threads, "moonlet-decode", torch.set_num_threads, (1,))
+        self.beside: Future[None] | None = None  # masks on their way
         self.lock, self.inbox, self.alive = threading.Lock(), deque[Request](), False
         self.arrivals = itertools.count()
         self.waiting: list[Request] = []
@@ -241,6 +243,8 @@ class Scheduler:
             if before >= share * len(parts) and max(sizes) <= share:
                 parts.append([])
             parts[-1].append(pair)
+        masked = [r.row for r, one in work.items() if one.wanted and r.row is not None and r.row.grammar is not None]
+        self.beside = self.workers.submit(ahead.prepare, masked) if masked else None
         if len(parts) == 1:
             chosen = self.run_part(parts[0], threads)
         else:
@@ -270,17 +274,11 @@ class Scheduler:
                 if request.asked.logprobs:
                     one.raw = logits[at : at + one.wanted].copy()
                 if not request.row.plain:
-                    self.adjust(request.row, logits[at])
+                    if self.beside is not None:
+                        self.beside.result()
+                    ahead.adjust(request.row, logits[at : at + one.wanted], one.tokens[len(one.tokens) - one.drafts :])
                 at += one.wanted
         return choose_rows(logits, asked, uniforms, threads) if asked else []
-
-    @staticmethod
-    def adjust(row: Row, logits: np.ndarray) -> None:
-        try:
-            row.adjust(logits)
-        except Exception:  # its grammar: no token may come next, which `take` reports
-            log.exception("a grammar failed")
-            logits[:] = -np.inf
 
     def hand_out(self, work: dict[Request, Work], chosen: list[int]) -> None:
         at = 0
