@@ -1,19 +1,21 @@
 """The engine against llama.cpp on the same weights: decoding of several streams, and prefill.
 
-    python benchmarks/llama_cpp.py [--model kimi|quickstart] [--threads 2] [--steps 32] [--repeats 5]
+    python benchmarks/llama_cpp.py [--model kimi|dense|quickstart] [--threads 2] [--steps 32] [--repeats 5]
+                                   [--streams 1 8 32]
 
 `kimi` is a Kimi Linear form of 698 M parameters, 146 M active, random weights: ours with every matrix in INT4 (group
-32, 4.5 bits) and inputs in 8 bits, llama.cpp's Q4_0 of the same weights (as many bits, inputs in 8 bits too).
-`quickstart` is the trained model of runs/quickstart with its MXFP4 experts: the rest fp32 here, BF16 there. Neither
-side samples. llama.cpp runs with its defaults (F16 cache, its own repacking). Sides alternate; the best of the repeats
-counts, as the machine may be shared. Before that the logits of both are compared with the fp32 model's (the F32 file is
-held to llama.cpp by tests/engine/test_gguf.py). Bytes: the weights that a step reads, once (active experts of all
-streams), and each stream's state. Prints a table with the share of the read bandwidth measured in the same run; writes
-runs/bench/llama_cpp_NAME.json.
+32, 4.5 bits) and inputs in 8 bits, llama.cpp's Q4_0 of the same weights (as many bits, inputs in 8 bits too). `dense`
+is K2's form without experts, 1.03 B parameters, likewise. `quickstart` is the trained model of runs/quickstart with its
+MXFP4 experts: the rest fp32 here, BF16 there. Neither side samples. llama.cpp runs with its defaults (F16 cache, its
+own repacking). Sides alternate; the best of the repeats counts, as the machine may be shared. Before that the logits of
+both are compared with the fp32 model's (the F32 file is held to llama.cpp by tests/engine/test_gguf.py). Bytes: the
+weights that a step reads, once (active experts of all streams), and each stream's state. Prints a table with the share
+of the read bandwidth measured in the same run; writes runs/bench/llama_cpp_NAME.json.
 """
 
 import argparse
 import ctypes
+import os
 import sys
 import tempfile
 import time
@@ -26,42 +28,15 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "engine"))
 
 from llama import Llama, library
+from shapes import dense, kimi, read_bandwidth, step_bytes
 
 from moonlet.engine import gguf_file
 from moonlet.engine.load import load
 from moonlet.engine.packed import PackedModel, in_rows
 from moonlet.files import write_json
-from moonlet.model.config import ModelConfig
 from moonlet.model.model import Model
 
 STREAMS, PREFILL, PROMPT = (1, 8, 32), 512, 32
-
-
-def kimi() -> ModelConfig:
-    return ModelConfig(
-        vocab_size=32768,
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=12,
-        num_attention_heads=8,
-        kv_lora_rank=512,
-        qk_nope_head_dim=128,
-        qk_rope_head_dim=64,
-        v_head_dim=128,
-        linear_attn_config={
-            "kda_layers": [i for i in range(1, 13) if i % 4],
-            "full_attn_layers": [4, 8, 12],
-            "head_dim": 128,
-            "num_heads": 8,
-            "short_conv_kernel_size": 4,
-        },
-        num_experts=64,
-        num_experts_per_token=4,
-        num_shared_experts=1,
-        moe_intermediate_size=256,
-        routed_scaling_factor=2.446,
-        max_position_embeddings=4096,
-    )
 
 
 class Theirs(Llama):
@@ -98,8 +73,8 @@ class Theirs(Llama):
 
 
 class Ours:
-    def __init__(self, model: Model, weights: str, threads: int) -> None:
-        self.model, self.packed, self.threads = model, PackedModel(model, weights), threads
+    def __init__(self, model: Model, weights: str, threads: int, consume: bool = False) -> None:
+        self.model, self.packed, self.threads = model, PackedModel(model, weights, consume), threads
         self.clear()
 
     def clear(self) -> None:
@@ -133,63 +108,42 @@ def prefill_seconds(side: Ours | Theirs, vocab: int) -> float:
     return time.perf_counter() - began
 
 
-def read_bandwidth(seconds: float = 1.0) -> float:
-    """Bytes a second of reading 1 GiB with all threads: the best of repeated sums."""
-    x, best, end = torch.ones(2**27, dtype=torch.int64), 0.0, time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        began = time.perf_counter()
-        x.sum()
-        best = max(best, x.nbytes / (time.perf_counter() - began))
-    return best
+def logits(side: Ours | Theirs, vocab: int) -> torch.Tensor:
+    """Of 8 streams of 4 tokens."""
+    side.clear()
+    return torch.stack([side.feed([[q[n]] for q in prompts(8, vocab)], n) for n in range(4)]).flatten()
 
 
-def step_bytes(ours: Ours, streams: int) -> float:
-    """Weights of a step, experts by the number that `streams` tokens are expected to choose, and the KDA states."""
-    c = ours.model.config
-    expected = 1 - (1 - c.num_experts_per_token / c.num_experts) ** streams
-    total = 0.0
-    for kept in ours.packed.kept:
-        if isinstance(kept, torch.Tensor) and kept.data_ptr() != ours.model.embed_tokens.weight.data_ptr():
-            stacked = kept.ndim == 2 and len(kept) == c.num_experts
-            total += kept.nbytes * (expected if stacked else 1)
-    H, K = c.kda("num_heads"), c.kda("head_dim")
-    return total + streams * 2 * 4 * H * K * K * sum(c.is_kda(i) for i in range(c.num_hidden_layers))
-
-
-def agreement(side: Ours | Theirs, exact: Ours, vocab: int) -> float:
-    """Correlation of the logits with those of the fp32 model, 8 streams of 4 tokens: 4 bits cost both sides as much."""
-    found = []
-    for one in (side, exact):
-        one.clear()
-        found.append(torch.stack([one.feed([[q[n]] for q in prompts(8, vocab)], n) for n in range(4)]).flatten())
-    return float(torch.corrcoef(torch.stack(found))[0, 1])
+def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float(torch.corrcoef(torch.stack([a, b]))[0, 1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--model", choices=("kimi", "quickstart"), default="kimi")
+    parser.add_argument("--model", choices=("kimi", "dense", "quickstart"), default="kimi")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--streams", type=int, nargs="+", default=STREAMS, choices=STREAMS)
     parser.add_argument("--json", action="store_true")
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
     with tempfile.TemporaryDirectory() as scratch, torch.no_grad():
         path = Path(scratch) / "model.gguf"
-        if a.model == "kimi":
-            model, weights, kind = Model(kimi()).init_weights(0), "int4", "q4_0"
-        else:
+        if a.model == "quickstart":
             model, weights, kind = load(ROOT / "runs" / "quickstart" / "model", packed=True)[0], "fp32", "mxfp4"
-        whole = model if a.model == "kimi" else load(ROOT / "runs" / "quickstart" / "model")[0]
+            whole = load(ROOT / "runs" / "quickstart" / "model")[0]
+        else:
+            model, weights, kind = Model({"kimi": kimi, "dense": dense}[a.model]()).init_weights(0), "int4", "q4_0"
+            whole = model
+        vocab, load_before = model.config.vocab_size, os.getloadavg()[0]
         gguf_file.write(whole, None, path, kind, a.model, None)
-        ours, theirs = Ours(model, weights, a.threads), Theirs(path, a.threads)
-        vocab, bandwidth = model.config.vocab_size, read_bandwidth()
-        rows: list[dict[str, Any]] = []
-        exact = Ours(whole, "fp32", a.threads)
-        agree = {"moonlet": agreement(ours, exact, vocab), "llama_cpp": agreement(theirs, exact, vocab)}
-        del exact
+        exact = logits(Ours(whole, "fp32", a.threads), vocab)  # its copy of the weights is gone before the next comes
+        ours, theirs = Ours(model, weights, a.threads, consume=True), Theirs(path, a.threads)
+        bandwidth, rows = read_bandwidth(), list[dict[str, Any]]()
+        agree = {n: correlation(logits(side, vocab), exact) for n, side in (("moonlet", ours), ("llama_cpp", theirs))}
         for name, tokens, run in [
-            *((f"decode, {n} streams", n, lambda s, n=n: decode_seconds(s, n, a.steps, vocab)) for n in STREAMS),
+            *((f"decode, {n} streams", n, lambda s, n=n: decode_seconds(s, n, a.steps, vocab)) for n in a.streams),
             (f"prefill {PREFILL}", PREFILL, lambda s: prefill_seconds(s, vocab)),
         ]:
             took: dict[str, list[float]] = {"ours": [], "theirs": []}
@@ -197,7 +151,7 @@ def main() -> None:
                 took["ours"].append(run(ours))
                 took["theirs"].append(run(theirs))
             best = {side: min(seconds) for side, seconds in took.items()}
-            read = step_bytes(ours, tokens) / best["ours"]
+            read = step_bytes(model, ours.packed, tokens) / best["ours"]
             rows.append(
                 {
                     "measure": name,
@@ -211,12 +165,14 @@ def main() -> None:
     result = {
         "model": a.model,
         "threads": a.threads,
+        "load": [load_before, os.getloadavg()[0]],
         "read_bandwidth": bandwidth,
         "correlation_with_fp32": agree,
         "rows": rows,
     }
     write_json(ROOT / "runs" / "bench" / f"llama_cpp_{a.model}.json", result)
-    print(f"{a.model}, {a.threads} threads, read {bandwidth / 1e9:.1f} GB/s; correlation of logits with fp32: {agree}")
+    print(f"{a.model}, {a.threads} threads, read {bandwidth / 1e9:.1f} GB/s, load {result['load']}")
+    print(f"correlation of logits with fp32: {agree}")
     print(f"{'':22}{'moonlet':>12}{'llama.cpp':>12}{'ratio':>8}{'GB/s':>8}{'of read':>9}")
     for row in rows:
         print(
