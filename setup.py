@@ -8,6 +8,7 @@ import os
 import platform
 import runpy
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -28,7 +29,11 @@ class BuildPy(build_py):
         shutil.rmtree(folder, ignore_errors=True)  # of an earlier build
         here = (sys.platform, platform.machine()) == ("linux", "x86_64")
         if here and build["compiler"]() and os.environ.get("MOONLET_NATIVE") != "0":
-            build["prebuild"](folder)
+            try:
+                build["prebuild"](folder)
+            except subprocess.CalledProcessError as error:  # GCC before 11 does not know the levels
+                shutil.rmtree(folder, ignore_errors=True)
+                print(f"the kernels do not compile, the wheel has the sources only: {error.stderr}", file=sys.stderr)
 
 
 class BdistWheel(bdist_wheel):

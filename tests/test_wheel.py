@@ -55,6 +55,12 @@ def test_levels(flags: str, found: list[str]) -> None:
     assert build.levels(flags) == found
 
 
+def broken_compiler(folder: Path) -> Path:
+    (folder / "g++").write_text("#!/bin/sh\necho broken >&2\nexit 1\n")
+    (folder / "g++").chmod(0o755)
+    return folder
+
+
 @pytest.mark.skipif(build.compiler() is None or not X86_LINUX, reason="nothing to take for a prebuilt library")
 def test_which_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Built here, else the best prebuilt that loads, else none and a line that says so."""
@@ -72,8 +78,7 @@ def test_which_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copy(library, tmp_path / f"{best}.so")
     kernels, line = find()
     assert kernels is not None and kernels.kda_forward and line == f"native, prebuilt {best} (no C++ compiler)"
-    (tmp_path / "g++").write_text("#!/bin/sh\necho broken >&2\nexit 1\n")
-    (tmp_path / "g++").chmod(0o755)
+    broken_compiler(tmp_path)
     assert find()[1] == f"native, prebuilt {best} (the native kernels do not compile here (broken))"
     monkeypatch.setenv("MOONLET_NATIVE", "0")
     assert find()[0] is None
@@ -111,8 +116,10 @@ def run(folder: Path, *arguments: str) -> list[str]:
 
 
 @pytest.mark.soak
-def test_sources_alone(tmp_path: Path) -> None:
-    wheel = made(tmp_path, MOONLET_NATIVE="0")
+@pytest.mark.parametrize("reason", ["not wanted", "does not compile"])
+def test_sources_alone(reason: str, tmp_path: Path) -> None:
+    env = {"MOONLET_NATIVE": "0"} if reason == "not wanted" else {"PATH": f"{broken_compiler(tmp_path)}:/usr/bin:/bin"}
+    wheel = made(tmp_path, **env)
     assert wheel.name.endswith("-py3-none-any.whl")
     where, line, shape = run(unpacked(wheel, tmp_path / "there"), "-c", FORWARD)
     assert where == str(tmp_path / "there/moonlet/__init__.py") and shape == "1 20 256"

@@ -9,6 +9,7 @@ Source: mixed precision, arXiv 1710.03740, with bf16 for fp16, so no loss scale.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ class Linear(nn.Linear):
 @contextmanager
 def bf16_products(model: nn.Module, on: bool = True) -> Iterator[None]:
     """Inside, projections and experts of `model` multiply in bf16; not so if `on` is False."""
-    modules = [module for module in model.modules() if hasattr(module, "bf16")]
+    modules: list[Any] = [module for module in model.modules() if hasattr(module, "bf16")]
     for module in modules:
         module.bf16 = on
     try:

@@ -69,8 +69,8 @@ def routed_bf16(z_NL: Tensor, chosen: Tensor, p: Tensor, w1: Tensor, w3: Tensor,
     """fp32 in and out, products with bf16 operands on a CPU."""
     if all(n % 8 == 0 for n in w1.shape[1:]):
         return routed_grouped(z_NL, chosen, p, w1, w3, w2, act)
-    z, *weights = (t.bfloat16() for t in (z_NL, w1, w3, w2))
-    return routed_torch(z, chosen, p, *weights, act).to(z_NL.dtype)
+    z, w1, w3, w2 = (t.bfloat16() for t in (z_NL, w1, w3, w2))
+    return routed_torch(z, chosen, p, w1, w3, w2, act).to(z_NL.dtype)
 
 
 class RoutedExperts(torch.autograd.Function):
