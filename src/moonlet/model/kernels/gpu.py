@@ -44,6 +44,11 @@ def usable(*tensors: Tensor | None) -> bool:
     return here(*tensors) and ready()
 
 
+@torch.compiler.assume_constant_result
+def tf32_allowed() -> bool:
+    return torch.get_float32_matmul_precision() != "highest"
+
+
 def by_steps(q: Tensor, segments: Tensor | None) -> bool:
     """True where the recurrence goes token by token: few of them, one document a row, nothing to learn."""
     return segments is None and q.shape[1] <= STEPS and not torch.is_grad_enabled()
@@ -53,8 +58,9 @@ def kda_usable(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, S: Tensor | None, segments: Tensor | None
 ) -> bool:
     """True where `fla_kda` can take these and multiplies no less exactly than torch would."""
-    exact = q.dtype != torch.float32 or torch.get_float32_matmul_precision() != "highest" or by_steps(q, segments)
-    return usable(q, k, v, g, beta, S) and (S is None or segments is None) and exact
+    if not usable(q, k, v, g, beta, S) or (S is not None and segments is not None):
+        return False
+    return q.dtype != torch.float32 or by_steps(q, segments) or tf32_allowed()
 
 
 BORDERS: WeakIdKeyDictionary = WeakIdKeyDictionary()  # of the batch that all layers see: finding them waits for the GPU
