@@ -14,6 +14,7 @@ from folders import publish
 from helpers import tiny_model_folder
 
 from moonlet import fit
+from moonlet.engine.cache import Pool
 from moonlet.errors import InputError
 from moonlet.model import sizes
 from moonlet.model.kernels import native
@@ -38,6 +39,8 @@ def test_counts_are_those_of_the_model(name: str) -> None:
     short, long = (model.new_cache(1, n) for n in (0, 1000))
     token, sequence = fit.cache_bytes(c)
     assert sequence == 4 * sum(t.numel() for layer in short.layers for t in vars(layer).values())
+    for kind, key in (("fp32", "state_per_sequence"), ("bf16", "snapshot_bf16")):
+        assert Pool(model, 1, 64, 64 << 20, snapshots=kind).saved_bytes == fit.facts(name, None, 1)[key]
     here = 4 * sum(t.numel() for layer in long.layers for t in vars(layer).values())  # latents in fp32 here, not bf16
     assert here - sequence == 2 * 1000 * token
 

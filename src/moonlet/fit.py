@@ -1,10 +1,11 @@
 """What fits on which machine, for `moonlet fit`: weights, cache and training state of the sizes in model/sizes.py.
 
 Bytes as the published checkpoints hold them: bf16 for all but the routed experts, these at 4 bits with a scale byte for
-32 (4.25). The cache: MLA's latents in bf16, KDA's state in fp32. `cpu` is what this project's engine holds on a CPU, in
-fp32 or with the experts in 4 bits and the rest in 8 (8.5 with scales; embedding and router fp32). Training, fp32:
-weights, one gradient sum and one running gradient a worker, Muon's momentum (AdamW's two moments for embeddings, head
-and vectors), and what one micro-batch keeps for its backward pass. Left out: what a serving program itself takes.
+32 (4.25). The cache: MLA's latents in bf16, KDA's state in fp32 (in a snapshot bf16, if asked for). `cpu` is what this
+project's engine holds on a CPU, in fp32 or with the experts in 4 bits and the rest in 8 (8.5 with scales; embedding and
+router fp32). Training, fp32: weights, one gradient sum and one running gradient a worker, Muon's momentum (AdamW's two
+moments for embeddings, head and vectors), and what one micro-batch keeps for its backward pass. Left out: what a
+serving program itself takes.
 """
 
 from pathlib import Path
@@ -61,6 +62,7 @@ def facts(name: str, memory: int | None, context: int) -> dict[str, Any]:
         "weights_4bit": published,
         "cache_per_1k_tokens": 1000 * token,
         "state_per_sequence": sequence,
+        "snapshot_bf16": sequence // 2,
         "cpu": 4 * total,
         "cpu_int8": round(whole * 4 + routed * EXPERT_BITS / 8 + (total - routed - whole) * 8.5 / 8),
         "training_fp32": 4 * (total + 2 * total + muon + 2 * (total - muon)),
@@ -112,6 +114,7 @@ def lines(f: dict[str, Any]) -> list[str]:
         f"weights, experts in 4 bits          {size(f['weights_4bit']):>14}",
         f"cache of 1,000 tokens (MLA)         {size(f['cache_per_1k_tokens']):>14}",
         f"state of a sequence (KDA)           {size(f['state_per_sequence']):>14}",
+        f"  of a snapshot, --snapshots bf16   {size(f['snapshot_bf16']):>14}",
         f"moonlet's engine on a CPU, fp32     {size(f['cpu']):>14}",
         f"  experts in 4 bits, the rest in 8  {size(f['cpu_int8']):>14}",
         f"training, fp32, one worker          {size(f['training_fp32']):>14}",
