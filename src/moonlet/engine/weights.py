@@ -3,7 +3,8 @@
 The native decoder's copy is the only one: the model's own weights are given up while it is made. With a scratch folder
 the experts lie on its disk from the first byte read to the last one used, so a model answers that is larger than the
 memory, as fast as the disk and what the system keeps of it allow. On a GPU the model's own weights are kept, in bf16,
-and it runs by the kernels of model/kernels/gpu.py, row by row rounded otherwise than alone (unchecked on a GPU so far).
+and it runs in PyTorch with the kernels of model/kernels/gpu.py; a row's bits then depend on its neighbours. That is
+unchecked on a GPU so far.
 """
 
 import ctypes
@@ -33,10 +34,10 @@ FP32 = (".gate.weight", ".A_log", ".dt_bias")  # of a model on a GPU: what choos
 
 def on_gpu(model: Model, device: torch.device) -> Model:
     """The model moved there, in bf16 but for `FP32` and the router's bias."""
-    for name, weight in model.to(device).named_parameters():
+    for name, weight in model.named_parameters():
         if not name.endswith(FP32):
             weight.data = weight.data.bfloat16()
-    return model
+    return model.to(device)
 
 
 def opened(folder: Path, weights: str, scratch: Path | None) -> tuple[Model, Tokenizer | None, PackedModel | None]:

@@ -88,9 +88,9 @@ def fla_conv_qkv(
     from fla.modules.causal_conv1d import causal_conv1d
     from fla.modules.norm.l2norm import l2norm
 
-    B, T, _ = x.shape
-    starts = None if segments is None else borders(segments)
-    (x,) = (x,) if starts is None else joined(x)
+    (B, T, _), starts = x.shape, None
+    if segments is not None:
+        starts, (x,) = borders(segments), joined(x)
     before = None if past is None else F.pad(past.to(x.dtype).transpose(1, 2), (1, 0))  # as wide as the taps
     y, _ = causal_conv1d(x, taps.to(x.dtype), initial_state=before, activation="silu", cu_seqlens=starts)
     q, k, v = y.view(B, T, 3, heads, -1).unbind(2)
