@@ -11,9 +11,10 @@ from helpers import tiny_model_folder
 from small_models import FORMS, random_ids
 
 from moonlet import Engine
+from moonlet.engine import weights as weights_module
 from moonlet.engine.generate import Decoder
 from moonlet.engine.load import load
-from moonlet.engine.weights import WEIGHTS, opened
+from moonlet.engine.weights import WEIGHTS, on_gpu, opened
 from moonlet.errors import InputError
 from moonlet.model.kernels.native import library, why_not
 from moonlet.model.model import Model
@@ -39,8 +40,11 @@ def test_logits_are_the_model_s(weights: str, on_disk: bool, tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["model"]  # what lies on the disk has no name
 
 
-@pytest.mark.parametrize("weights", ON_A_CPU)
-def test_an_engine_answers(weights: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_an_engine_answers(weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not torch.cuda.is_available():  # a CPU stands for the GPU: in bf16, without the native decoder
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(weights_module, "on_gpu", lambda model, _: on_gpu(model, torch.device("cpu")))
     engine = Engine(tiny_model_folder(tmp_path), weights=weights)
     said = [engine.chat([{"role": "user", "content": "2 + 3?"}], seed=1, max_tokens=12) for _ in range(2)]
     assert said[0].completion_tokens == 12 and said[0].message() == said[1].message()
