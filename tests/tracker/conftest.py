@@ -15,9 +15,10 @@ from moonlet.tracker.server import following, make_app
 
 
 @contextlib.contextmanager
-def served(root: Path, scan: bool = True) -> Iterator[str]:
-    """The address of a board over `root`. Without `scan` it shows what its index holds."""
-    app, board = make_app(root, scan=scan)
+def served(root: Path, scan: bool = True, made: Any = None) -> Iterator[str]:
+    """The address of a board over `root`. Without `scan` it shows what its index holds; `made`: of an app that is."""
+    app, board = made or make_app(root, scan=scan)
+    board.index.scanning, scan = False, scan and made is None
     bound = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical", access_log=False, timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})

@@ -403,6 +403,28 @@ def test_bundle_needs_no_server(address, opened, tmp_path):
     away.until("document.querySelectorAll('.rollout').length === 2")
 
 
+def test_a_board_that_still_reads_says_so(opened, tmp_path, serving):
+    for name in "abc":
+        with Run(tmp_path / name) as run:
+            run.log({"loss": 1.0}, 0)
+    app, board = server.make_app(tmp_path, scan=False)
+    with serving(tmp_path, made=(app, board)) as address:
+        board.index.scanning = True
+        tab = opened(address)
+        tab.until("document.querySelector('.pulse').textContent === 'reading runs…'")
+        tab.until("main.innerText.includes('Reading the runs')")
+        assert "Reading the runs" in tab.text(".runs") and tab.text(".tfoot") == "0 runs so far"
+        board.index.scan()
+        tab.until("document.querySelector('.tfoot').textContent === '3 runs'")
+        tab.until("document.querySelector('.pulse').textContent === 'live'")
+        painted(tab)
+        board.index.scanning = True  # a start that finds nothing new ends too
+        tab = opened(address)
+        tab.until("document.querySelector('.tfoot').textContent === '3 runs so far'")
+        board.index.scan()
+        tab.until("document.querySelector('.tfoot').textContent === '3 runs'")
+
+
 def test_an_empty_folder_says_what_to_do(serve, opened, tmp_path):
     address = serve(tmp_path)
     tab = opened(address)

@@ -68,7 +68,10 @@ class Index:
             self._folders[name] = folder
             self._look(name, stamp)
         self._commit()
-        self.scanning = False
+        if self.scanning:
+            with self.lock:
+                self.version += 1  # news even where no run is new: whoever waits learns that this is all
+                self.scanning = False
 
     def poll(self) -> None:
         """Look again at the runs that are being written."""

@@ -128,7 +128,7 @@ def reading(api: Routes, board: Board) -> None:
     @api.get("/api/session")
     def session(request: Request) -> Answer:
         facts = {"token": board.write_token, "version": VERSION, "root": str(index.root), "cursor": index.version}
-        return answer(facts)
+        return answer({**facts, "scanning": index.scanning})
 
     @api.get("/api/changes")
     async def changes(request: Request) -> Answer:

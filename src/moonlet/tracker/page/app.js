@@ -130,6 +130,13 @@ async function onChanges({ runs, removed }) {
   if (view === sweepTab && !sweepTab.brushed) await sweepTab.update(new Set(["data"]));
 }
 
+async function setScanning(now) {
+  if (now === scanning) return;
+  scanning = now;
+  runsTable.draw();
+  if (view === chartsTab) await chartsTab.update(new Set(["picked"]));
+}
+
 function showPulse(kind, words) {
   pulse.className = `pulse ${kind}`;
   pulse.textContent = words;
@@ -143,6 +150,7 @@ async function followNews(cursor) {
       cursor = news.cursor;
       tries = 0;
       showPulse("live", news.scanning ? "reading runs…" : "live");
+      await setScanning(news.scanning);
       if (news.runs.length || news.removed.length) await onChanges(news);
     } catch (error) {
       tries += 1;
@@ -167,7 +175,8 @@ async function start() {
     const session = await api.session();
     root.textContent = session.root;
     root.title = session.root;
-    showPulse("live", api.offline ? "" : "live");
+    showPulse("live", api.offline ? "" : session.scanning ? "reading runs…" : "live");
+    scanning = Boolean(session.scanning);
     const shown = showTab();
     await Promise.all([table, shown]);
     if (!api.offline) followNews(session.cursor);

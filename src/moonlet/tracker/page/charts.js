@@ -162,7 +162,7 @@ const chartsTab = {
       return state.picked?.length === 0
         ? "No run is ticked: tick some in the table."
         : runsTable.total === 0
-          ? "No run yet. Log with moonlet.tracker.Run below this folder; it appears here by itself."
+          ? noRunWords()
           : "No run matches.";
     const picked = groups ? groups.total : (state.picked?.length ?? 0);
     const most = groups ? groups.length : DRAWN_MOST;

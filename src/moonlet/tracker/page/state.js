@@ -114,6 +114,12 @@ function fullFilter() {
 const DRAWN = 10,
   DRAWN_MOST = 100; // runs drawn unasked, and at most
 let firstRuns = []; // ids at the top of the table
+let scanning = false; // the board has not looked into every folder yet
+function noRunWords() {
+  return scanning
+    ? "Reading the runs below this folder…"
+    : "No run yet. Start one that logs with moonlet.tracker.Run below this folder: it appears here by itself.";
+}
 function drawnIds() {
   return (state.picked ?? firstRuns.slice(0, DRAWN)).slice(0, DRAWN_MOST);
 }

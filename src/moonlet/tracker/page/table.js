@@ -281,13 +281,14 @@ const runsTable = {
       this.total === null || count
         ? ""
         : this.total === 0
-          ? "No run yet. Start one that logs with moonlet.tracker.Run below this folder: it appears here by itself."
+          ? noRunWords()
           : "No run matches the search and filter.";
     const of =
       this.matched === this.total
         ? plural(this.total ?? 0, "run")
         : `${this.matched.toLocaleString("en")} of ${plural(this.total ?? 0, "run")}`;
-    this.foot.textContent = this.groups ? `${plural(this.groups.length, "group")}, ${of}` : of;
+    const all = this.groups ? `${plural(this.groups.length, "group")}, ${of}` : of;
+    this.foot.textContent = scanning ? `${all} so far` : all;
   },
 
   async tickAll(on) {
