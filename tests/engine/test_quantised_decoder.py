@@ -68,9 +68,7 @@ def model(form: str, experts: str | None) -> tuple[Model, Model]:
     plain, packed = (random_model(FORMS[form](**WIDE, **latent)) for _ in range(2))
     for name, bias in [*plain.named_buffers(), *packed.named_buffers()]:
         if name.endswith("e_score_correction_bias"):
-            bias.copy_(
-                2.0 * torch.arange(len(bias))
-            )  # rounding makes no token choose others
+            bias.copy_(2.0 * torch.arange(len(bias)))  # rounding makes no token choose others
     if experts:
         pack_experts(packed, experts)
         for whole, small in ((a.mlp.experts, b.mlp.experts) for a, b in zip(plain.layers, packed.layers) if a.moe):

@@ -192,7 +192,8 @@ class PackedModel:
         lengths, table = memory.lengths.data_ptr(), memory.table
         arrays = ids.ctypes.data, where.ctypes.data, starts.ctypes.data, lengths, ctypes.addressof(memory.states)
         pages = table.data_ptr(), table.shape[1], memory.page
-        out = after.ctypes.data, logits.data_ptr(), None if features is None else address(features), len(queues), threads
+        taken = None if features is None else address(features)
+        out = after.ctypes.data, logits.data_ptr(), taken, len(queues), threads
         kernels.decode(ctypes.addressof(self.model), *arrays, *pages, *out)
         memory.lengths.numpy()[where] += counts
         return logits

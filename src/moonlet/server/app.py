@@ -214,6 +214,8 @@ def serve(
         listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except (OSError, OverflowError) as error:
         raise InputError(f"{host}:{port} cannot be bound ({error}): choose another --host or --port") from error
+    # What is accepted inherits it: an answer's body and the pieces of a stream do not wait for acknowledgements.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with listener:
         from moonlet.engine.engine import Engine  # torch: loaded when the address is known to be good
 

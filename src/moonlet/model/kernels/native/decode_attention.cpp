@@ -72,8 +72,17 @@ void head_rule(const float* q, const float* k, const float* v, const float* g, c
 Buffer attend(const KDA& m, const float* input, const Tokens& t, const State& s) {
     const int N = t.N, H = m.heads, K = m.head_dim, C = H * K;
     Rows x(input, m.qkv.in, N);
-    const Buffer qkv = apply(m.qkv, x), raw = apply(m.f_b, apply(m.f_a, x).get(), N);
-    Buffer beta = apply(m.beta, x), g = buffer(N * C), q = buffer(N * C), k = buffer(N * C), v = buffer(N * C);
+    const bool low_rank = m.g_a.panels;
+    const Buffer qkv = room(m.qkv, N), f = room(m.f_a, N), raw = room(m.f_b, N), gate = room(m.g, N);
+    const Buffer beta = room(m.beta, N), low = room(m.g_a, N);
+    apply_all({{m.qkv, x, qkv.get(), 3 * C},
+               {m.f_a, x, f.get(), m.f_a.out},
+               {low_rank ? m.g_a : m.g, x, (low_rank ? low : gate).get(), low_rank ? m.g_a.out : C},
+               {m.beta, x, beta.get(), H}});
+    Rows of_f(f.get(), m.f_a.out, N), of_low(low.get(), m.g_a.out, N);
+    const Matrix none{};
+    apply_all({{m.f_b, of_f, raw.get(), C}, {low_rank ? m.g : none, of_low, gate.get(), C}});
+    Buffer g = buffer(N * C), q = buffer(N * C), k = buffer(N * C), v = buffer(N * C);
     sigmoid_rows(beta.get(), N, H);
     ranges(N, SOME_TOKENS, [&](int from, int to) {
         kda_gate_forward(&raw[from * C], m.dt_bias, m.A_log, &g[from * C], m.bounded, m.lower, to - from, H, K);
@@ -97,7 +106,6 @@ Buffer attend(const KDA& m, const float* input, const Tokens& t, const State& s)
         else
             head_rule(&q[at], &k[at], &v[at], &g[at], b, S + static_cast<size_t>(part % H) * K * K, &o[at], n, H, K, part % H);
     });
-    const Buffer gate = m.g_a.panels ? apply(m.g, apply(m.g_a, x).get(), N) : apply(m.g, x);
     ranges(N, SOME_TOKENS, [&](int from, int to) {
         gated_norm_forward(&o[from * C], m.o_norm, &gate[from * C], &q[from * C], m.eps, (to - from) * H, K);
     });
@@ -209,13 +217,16 @@ void mix(const std::vector<Query>& queries, const Latents& latents, int rank, fl
 Buffer attend(const MLA& m, const float* input, const Tokens& t, const State& s) {
     const int N = t.N, H = m.heads, P = m.k_up.in, rank = m.k_up.out, V = m.v_up.out, W = rank + m.rope, Q = P + m.rope;
     Rows x(input, m.kv_a.in, N);
-    Buffer q, joint = apply(m.kv_a, x), latent_q = buffer(static_cast<size_t>(N) * H * W);
-    if (m.q_a.panels) {
-        Buffer low = apply(m.q_a, x), normed = buffer(static_cast<size_t>(N) * m.q_a.out);
+    const bool low_rank = m.q_a.panels;
+    Buffer q = room(m.q, N), joint = room(m.kv_a, N), latent_q = buffer(static_cast<size_t>(N) * H * W);
+    const Buffer low = room(m.q_a, N), gate = room(m.g, N);
+    apply_all({{low_rank ? m.q_a : m.q, x, (low_rank ? low : q).get(), low_rank ? m.q_a.out : m.q.out},
+               {m.kv_a, x, joint.get(), W},
+               {m.g, x, gate.get(), m.g.out}});
+    if (low_rank) {
+        const Buffer normed = room(m.q_a, N);
         rms_norm_forward(low.get(), m.q_norm, normed.get(), N, m.q_a.out, m.eps);
         q = apply(m.q, normed.get(), N);
-    } else {
-        q = apply(m.q, x);
     }
     parallel(H, [&](int h) {
         Rows mine(q.get() + h * Q, H * Q, N);
@@ -250,7 +261,6 @@ Buffer attend(const MLA& m, const float* input, const Tokens& t, const State& s)
         apply(nth(m.v_up, h), mine, o.get() + h * V, H * V);
     });
     if (m.g.panels) {
-        const Buffer gate = apply(m.g, x);
         sigmoid_rows(gate.get(), N, H * V);
         for (int i = 0; i < N * H * V; i++) o[i] *= gate[i];
     }

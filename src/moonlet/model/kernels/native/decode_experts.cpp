@@ -1,6 +1,4 @@
 // The feed-forward sublayers of the decoder: dense, and a mixture of experts (model/moe.py).
-#include <numeric>
-
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -10,17 +8,17 @@
 using threads::parallel;
 using threads::ranges;
 
-Buffer feed_forward(const MLP& m, Rows& x) {
-    const int I = m.gate.out;
-    const Buffer gate = apply(m.gate, x), up = apply(m.up, x);
-    const Glu glu{m.beta, m.linear};
-    ranges(x.N, SOME_TOKENS, [&](int from, int to) {
-        for (int i = from; i < to; i++) glu.forward(&gate[i * I], &up[i * I], &gate[i * I], I);
-    });
-    return apply(m.down, gate.get(), x.N);
-}
-
 namespace {
+
+// down f(gate, up); gate is written over.
+Buffer behind_gate(const MLP& m, float* gate, const float* up, int N) {
+    const int I = m.gate.out;
+    const Glu glu{m.beta, m.linear};
+    ranges(N, SOME_TOKENS, [&](int from, int to) {
+        for (int i = from; i < to; i++) glu.forward(gate + i * I, up + i * I, gate + i * I, I);
+    });
+    return apply(m.down, gate, N);
+}
 
 // The chosen experts of one token, s [E] its scores: the largest of s + bias, and their weights.
 void choose(const MoE& m, const float* s, int64_t* chosen, float* p) {
@@ -106,15 +104,25 @@ Buffer float_experts(const MoE& m, const Rows& z, const int64_t* chosen, const f
 
 }  // namespace
 
+Buffer feed_forward(const MLP& m, Rows& x) {
+    const Buffer gate = room(m.gate, x.N), up = room(m.up, x.N);
+    apply_all({{m.gate, x, gate.get(), m.gate.out}, {m.up, x, up.get(), m.up.out}});
+    return behind_gate(m, gate.get(), up.get(), x.N);
+}
+
 Buffer feed_forward(const MoE& m, Rows& x) {
-    const int N = x.N, E = m.experts, k = m.chosen, L = m.w1.in;
-    Buffer scores = apply(m.router, x), p = buffer(static_cast<size_t>(N) * k);
+    const int N = x.N, E = m.experts, k = m.chosen, L = m.w1.in, shared = m.shared.gate.out;
+    const Buffer scores = room(m.router, N), p = buffer(static_cast<size_t>(N) * k), low = room(m.down, N);
+    const Buffer gate = room(m.shared.gate, N), up = room(m.shared.up, N);
+    apply_all({{m.shared.gate, x, gate.get(), shared},
+               {m.shared.up, x, up.get(), shared},
+               {m.down, x, low.get(), L},
+               {m.router, x, scores.get(), E}});
     std::vector<int64_t> chosen(static_cast<size_t>(N) * k);
     sigmoid_rows(scores.get(), N, E);
     for (int i = 0; i < N; i++) choose(m, &scores[i * E], &chosen[i * k], &p[i * k]);
-    const Buffer low = m.down.panels ? apply(m.down, x) : nullptr;
     Rows latent(low.get(), L, N);
-    Rows& z = low ? latent : x;
+    Rows& z = m.down.panels ? latent : x;
     Buffer u = m.w1.kind == FLOAT ? float_experts(m, z, chosen.data(), p.get())
                                   : quantised_experts(m, z, chosen.data(), p.get());
     if (m.norm) {
@@ -124,7 +132,7 @@ Buffer feed_forward(const MoE& m, Rows& x) {
     }
     Buffer y = m.up.panels ? apply(m.up, u.get(), N) : std::move(u);
     if (m.shared.gate.panels) {
-        const Buffer more = feed_forward(m.shared, x);
+        const Buffer more = behind_gate(m.shared, gate.get(), up.get(), N);
         for (int i = 0; i < N * m.shared.down.out; i++) y[i] += more[i];
     }
     return y;

@@ -116,11 +116,18 @@ void parallel(int parts, F f) {
     for (int i = 0; i < parts; i++) f(i);
 }
 
-// [0, n) in pieces of at least `least`, a few a member: f(from, to).
+// [0, n) in pieces of at least `least`, a few a member.
+struct Pieces {
+    const int n, count;
+    Pieces(int n, int least) : n(n), count(std::max(1, std::min(n / std::max(1, least), members == 1 ? 1 : 4 * members))) {}
+    int from(int i) const { return static_cast<int>(int64_t(n) * i / count); }
+};
+
+// f(from, to) for each of them.
 template <class F>
 void ranges(int n, int least, F f) {
-    const int pieces = std::max(1, std::min(n / std::max(1, least), members == 1 ? 1 : 4 * members));
-    parallel(pieces, [&](int i) { f(static_cast<int>(int64_t(n) * i / pieces), static_cast<int>(int64_t(n) * (i + 1) / pieces)); });
+    const Pieces pieces(n, least);
+    parallel(pieces.count, [&](int i) { f(pieces.from(i), pieces.from(i + 1)); });
 }
 
 }  // namespace threads
