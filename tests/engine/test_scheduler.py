@@ -175,6 +175,36 @@ def test_aborted_leaves_all_as_before(decoder: Decoder, steps: int, cached: bool
     check(s)
 
 
+@pytest.mark.parametrize("steps", [0, 1, 3, 6, 10])
+def test_aborted_leaves_what_others_hold_as_it_was(decoder: Decoder, steps: int) -> None:
+    """Snapshots keep their bits when a request that went on from one is aborted, and nothing of it stays."""
+    s = by_hand(decoder)
+    s.submit(request(prompts_around(50), max_tokens=6))
+    finish(s)
+    s.limits = replace(s.limits, prefix_cache=False)  # from now on no more snapshots
+
+    def everything() -> list:
+        pool, kept = s.pool, sorted((node.held for node in s.cache.recent), key=lambda held: held.length)
+        free = [
+            sorted(pool.free_rows),
+            sorted(pool.free_snapshots),
+            sorted(pool.free_pages),
+            list(pool.users),
+            pool.used,
+        ]
+        numbers = [(pool.saved[one.row - len(pool.states)].tolist(), pool.pages[one.pages].tolist()) for one in kept]
+        return [free, numbers, [(one.row, one.length, list(one.pages)) for one in kept]]
+
+    before = everything()
+    s.submit(one := request([*prompts_around(50), 3, 1, 4], max_tokens=30))
+    for _ in range(steps):
+        s.step()
+    assert (one.held is not None and one.cached_tokens == 49) == (steps > 0)
+    s.cancel(one)
+    s.step()
+    assert everything() == before
+
+
 def test_priorities(decoder: Decoder) -> None:
     """A request of a higher class takes the place of a lower one, which ends with the same text later."""
     s = by_hand(decoder, replace(SMALL, sequences=1))
