@@ -125,7 +125,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--streams", type=int, nargs="+", default=STREAMS, choices=STREAMS)
-    parser.add_argument("--json", action="store_true")
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
     with tempfile.TemporaryDirectory() as scratch, torch.no_grad():

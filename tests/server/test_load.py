@@ -76,6 +76,7 @@ def test_memory_is_flat_under_random_load(tmp_path: Path) -> None:
             while time.monotonic() < end:
                 time.sleep(SECONDS / 240)
                 seen.append(facts(server.pid))
+                print(f"{seen[-1][0]:,} bytes resident, {seen[-1][1]} files, {seen[-1][2]} threads", flush=True)
             counts = sum((one.result(120) for one in clients), Counter())
             assert server.poll() is None
         finally:

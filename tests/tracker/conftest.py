@@ -48,7 +48,9 @@ class Tab:
 
     def __init__(self, page: Any) -> None:
         self.page, self.said, self.asked = page, [], []
-        page.on("console", lambda message: self.said.append(f"{message.type}: {message.text}"))
+        page.on(
+            "console", lambda message: self.said.append(f"{message.type}: {message.text} {message.location['url']}")
+        )
         page.on("pageerror", lambda error: self.said.append(f"{error} {error.stack}"))
         page.on("dialog", lambda dialog: (self.said.append(f"dialog: {dialog.message}"), dialog.dismiss()))
         page.on("request", lambda request: self.asked.append(request.url))

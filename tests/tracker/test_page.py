@@ -295,6 +295,7 @@ def test_keyboard(address, opened):
     tab.page.keyboard.press("?")
     tab.until("document.querySelector('dialog[open] h2')?.textContent === 'Keys'")
     tab.page.keyboard.press("Escape")
+    tab.until("!document.querySelector('dialog[open]')")
     tab.page.keyboard.press("j")
     tab.page.keyboard.press("Space")
     tab.until("state.picked?.length === 5")

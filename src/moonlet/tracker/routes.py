@@ -12,10 +12,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from starlette.responses import Response
+
 from moonlet.tracker import filters
 from moonlet.tracker import format as f
 from moonlet.tracker.index import Index
-from moonlet.tracker.web import Answer, Request, Routes, answer
+from moonlet.tracker.web import Request, Routes, answer, file
 
 if TYPE_CHECKING:
     from moonlet.tracker.curves import Curves
@@ -118,20 +120,20 @@ def reading(api: Routes, board: Board) -> None:
     index = board.index
 
     @api.get("/")
-    def home(request: Request) -> Answer:
-        return Answer(*board.files["index.html"])
+    def home(request: Request) -> Response:
+        return file(*board.files["index.html"])
 
-    @api.get("/page/(.*)")
-    def page(request: Request, name: str) -> Answer:
-        return Answer(*board.files[name])
+    @api.get("/page/{name:path}")
+    def page(request: Request, name: str) -> Response:
+        return file(*board.files[name])
 
     @api.get("/api/session")
-    def session(request: Request) -> Answer:
+    def session(request: Request) -> Response:
         facts = {"token": board.write_token, "version": VERSION, "root": str(index.root), "cursor": index.version}
         return answer({**facts, "scanning": index.scanning})
 
     @api.get("/api/changes")
-    async def changes(request: Request) -> Answer:
+    async def changes(request: Request) -> Response:
         since = request.whole("since", 0)
         end = time.monotonic() + request.real("wait", 20.0, 0, 30)
         while index.version <= since and not board.closing and (left := end - time.monotonic()) > 0:
@@ -145,7 +147,7 @@ def reading(api: Routes, board: Board) -> None:
         return answer({**news, "scanning": index.scanning})
 
     @api.get("/api/runs")
-    def runs(request: Request) -> Answer:
+    def runs(request: Request) -> Response:
         sort, offset = request.text("sort", "-created"), request.whole("offset", 0, 0)
         limit, deleted = request.whole("limit", 200, 0, 100_000), request.whole("deleted", 0)
         cursor = index.version
@@ -156,18 +158,18 @@ def reading(api: Routes, board: Board) -> None:
             found = sorted((run for run in found if key(run)[0] != 2), key=key, reverse=sort.startswith("-")) + absent
         facts = {"total": len(index.records), "matched": len(found), "cursor": cursor}
         part = found[offset : offset + limit]
-        names = [*request.query.get("column", []), *(name for name in request.text("columns", "").split(",") if name)]
+        names = [*request.query.getlist("column"), *(name for name in request.text("columns", "").split(",") if name)]
         if not names:
             return answer({**facts, "runs": part})
         getters = [filters.field(name) for name in names]
         return answer({**facts, "columns": names, "rows": [[get(run) for get in getters] for run in part]})
 
     @api.get("/api/fields")
-    def fields(request: Request) -> Answer:
+    def fields(request: Request) -> Response:
         return answer(board.fields())
 
     @api.post("/api/diff")
-    def diff(request: Request) -> Answer:
+    def diff(request: Request) -> Response:
         wanted = request.json(Runs).runs
         configs = [board.run(name)["config"] for name in wanted]
         keys = sorted({key for config in configs for key in config})
@@ -176,7 +178,7 @@ def reading(api: Routes, board: Board) -> None:
         return answer({"runs": wanted, "keys": [{**row, "same": s} for row, s in zip(rows, same, strict=True)]})
 
     @api.get("/api/views")
-    def views(request: Request) -> Answer:
+    def views(request: Request) -> Response:
         return answer({"views": saved_views(index.root)})
 
 
@@ -185,22 +187,22 @@ def writing(api: Routes, board: Board) -> None:
     index = board.index
 
     @api.post("/api/edit")
-    def edit(request: Request) -> Answer:
+    def edit(request: Request) -> Response:
         body = request.json(Edit)
         return answer({"undo": index.edit(body.runs, body.set)})
 
     @api.post("/api/undo")
-    def undo(request: Request) -> Answer:
+    def undo(request: Request) -> Response:
         return answer({"runs": index.undo(request.json(Undo).undo)})
 
     @api.post("/api/purge")
-    def purge(request: Request) -> Answer:
+    def purge(request: Request) -> Response:
         wanted = request.json(Runs).runs
         index.purge(wanted)
         return answer({"runs": wanted})
 
     @api.post("/api/views")
-    def save(request: Request) -> Answer:
+    def save(request: Request) -> Response:
         body = request.json(View)
         with index.lock:
             views = [view for view in saved_views(index.root) if view["name"] != body.name]
@@ -213,7 +215,7 @@ def writing(api: Routes, board: Board) -> None:
         return answer({"views": views})
 
     @api.post("/api/query")
-    def run_query(request: Request) -> Answer:
+    def run_query(request: Request) -> Response:
         from moonlet.tracker.sql import query
 
         columns, rows = query(request.json(Sql).sql, index.root, safe=True)

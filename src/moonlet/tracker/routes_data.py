@@ -1,19 +1,23 @@
 """The routes of the board's API that read points, media and whole runs, as docs/tracker.md lists them."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from starlette.responses import Response, StreamingResponse
 
 from moonlet.tracker import bundle, entries, push, wire
 from moonlet.tracker.curves import Request as Window
 from moonlet.tracker.index import edits, series_of
 from moonlet.tracker.logfile import Points
 from moonlet.tracker.routes import Board, Runs
-from moonlet.tracker.web import Answer, Request, Routes, answer
+from moonlet.tracker.web import Request, Routes, answer, file
 
 MAX_SERIES = 2000  # of one request for curves
 MAX_POINTS = 1_000_000  # of one JSON answer
 ROWS = 10_000  # of a piece of CSV
+NAME = re.compile("[A-Za-z0-9_-]{1,128}")
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,8 @@ class Bundle(Runs):
     names: list[str] | None = None
 
 
-def binary(content: dict[str, Any]) -> Answer:
-    return Answer(wire.pack(content), "application/octet-stream")
+def binary(content: dict[str, Any]) -> Response:
+    return file(wire.pack(content), "application/octet-stream")
 
 
 def few(wanted: list[Any]) -> list[Any]:
@@ -72,8 +76,8 @@ def few(wanted: list[Any]) -> list[Any]:
 def add(api: Routes, board: Board) -> None:
     index, curves = board.index, board.curves
 
-    @api.get("/api/runs/([^/]+)")
-    def run(request: Request, run_id: str) -> Answer:
+    @api.get("/api/runs/{run}")
+    def run(request: Request, run_id: str) -> Response:
         with index.lock:
             record, data = board.run(run_id), curves.run(run_id)
             attempts = [
@@ -101,8 +105,8 @@ def add(api: Routes, board: Board) -> None:
             more = {"series": series_of(data), "attempts": attempts, "gaps": gaps, "media": entries.counts(data)}
             return answer({**record, **more, "code": data.fields("code"), "alerts": alerts})
 
-    @api.get("/api/runs/([^/]+)/points")
-    def raw_points(request: Request, run_id: str) -> Answer:
+    @api.get("/api/runs/{run}/points")
+    def raw_points(request: Request, run_id: str) -> Response:
         name, attempt, kind = request.needed("name"), request.whole("attempt", None), request.text("format", "json")
         offset, limit = request.whole("offset", 0, 0), request.whole("limit", MAX_POINTS, 1, MAX_POINTS)
         if kind not in ("json", "csv"):
@@ -110,13 +114,14 @@ def add(api: Routes, board: Board) -> None:
         with index.lock:
             step, when, value = curves.run(run_id).raw(name, attempt)
         if kind == "csv":
-            return Answer(rows((step, when, value)), "text/csv", {"content-disposition": attachment("points.csv")})
+            headers = {"content-disposition": attachment("points.csv")}
+            return StreamingResponse(rows((step, when, value)), headers=headers, media_type="text/csv")
         part = slice(offset, offset + limit)
         columns = {"step": step[part].tolist(), "time": when[part].tolist(), "value": value[part].tolist()}
         return answer({**columns, "next": offset + limit if offset + limit < len(step) else None})
 
-    @api.get("/api/runs/([^/]+)/media")
-    def media(request: Request, run_id: str) -> Answer:
+    @api.get("/api/runs/{run}/media")
+    def media(request: Request, run_id: str) -> Response:
         kind, name = request.text("kind", None), request.text("name", None)
         after, limit = request.whole("after", -1), request.whole("limit", 100, 1, 10_000)
         with index.lock:
@@ -124,46 +129,48 @@ def add(api: Routes, board: Board) -> None:
             part = [entries.entry(*one) for one in found[:limit]]
         return answer({"entries": part, "next": part[-1]["index"] if len(found) > limit else None})
 
-    @api.get(r"/api/runs/([^/]+)/blob/([0-9]{1,18})")
-    def blob(request: Request, run_id: str, number: str) -> Answer:
+    @api.get("/api/runs/{run}/blob/{number:int}")
+    def blob(request: Request, run_id: str, number: int) -> Response:
         with index.lock:
-            data, kind = entries.blob(curves.run(run_id), int(number))
+            data, kind = entries.blob(curves.run(run_id), number)
         headers = {} if kind else {"content-disposition": attachment(f"{number}.bin")}
-        return Answer(data, kind or "application/octet-stream", headers)
+        return file(data, kind or "application/octet-stream", headers)
 
-    @api.get("/api/runs/([^/]+)/histograms")
-    def histograms(request: Request, run_id: str) -> Answer:
+    @api.get("/api/runs/{run}/histograms")
+    def histograms(request: Request, run_id: str) -> Response:
         name = request.needed("name")
         with index.lock:
             return answer(entries.histograms(curves.run(run_id), name))
 
     @api.post("/api/m4")
-    def m4(request: Request) -> Answer:
+    def m4(request: Request) -> Response:
         cursor, body = index.version, request.json(M4)
         return binary({**curves.m4([asdict(one) for one in few(body.series)], body), "cursor": cursor})
 
     @api.post("/api/aggregate")
-    def aggregate(request: Request) -> Answer:
+    def aggregate(request: Request) -> Response:
         cursor, body = index.version, request.json(Aggregate)
         groups = [asdict(group) for group in few(body.groups)]
         return binary({**curves.aggregate(groups, body.name, body.quantiles, body), "cursor": cursor})
 
     @api.post("/api/rollouts")
-    def rollouts(request: Request) -> Answer:
+    def rollouts(request: Request) -> Response:
         body = request.json(Rollouts)
         with index.lock:
             runs = {name: curves.run(name) for name in body.runs}
             return answer({"prompts": entries.rollouts(runs, body.name, body.prompt, body.step, max(body.limit, 1))})
 
     @api.post("/api/bundle")
-    def make_bundle(request: Request) -> Answer:
+    def make_bundle(request: Request) -> Response:
         body = request.json(Bundle)
         content = bundle.bundle(index, curves, board.files, body.runs, body.names)
         headers = {"content-disposition": attachment("moonlet-board.html")}
-        return Answer(content, "text/html; charset=utf-8", headers)
+        return file(content, "text/html; charset=utf-8", headers)
 
-    @api.post("/api/push/([A-Za-z0-9_-]{1,128})/([A-Za-z0-9_-]{1,128})")  # guard.PUSH: it needs a token
-    def receive(request: Request, name: str, writer: str) -> Answer:
+    @api.post("/api/push/{run}/{writer}")  # guard.PUSH: it needs a token
+    def receive(request: Request, name: str, writer: str) -> Response:
+        if not all(NAME.fullmatch(given) for given in (name, writer)):
+            raise ValueError(f"{name[:40]!r} and {writer[:40]!r}: letters, digits, _ and -, 1 to 128 of them")
         offset = request.whole("offset", 0, 0)
         return answer({"size": push.append(index.root, name, writer, offset, request.body)})
 

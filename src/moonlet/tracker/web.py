@@ -1,61 +1,55 @@
-"""What the board needs of HTTP: routes by method and path, checked queries and JSON bodies, errors as JSON.
+"""What the board's routes need above Starlette: checked queries and JSON bodies, errors as JSON, routes added late.
 
-    api = Routes()
-    @api.get("/api/runs/([^/]+)")
-    def run(request: Request, name: str) -> Answer: ...
+    @api.get("/api/runs/{run}")
+    def run(request: Request, run: str) -> Response: ...
 
-Plain functions run in worker threads, `async` ones in the loop. A KeyError becomes 404, a ValueError 400. `Routes` is
-an ASGI app; that there is no framework under it halves the board's start. Leaves out: everything that only other
-servers need (uploads, templates, sessions).
+Plain functions run in worker threads, `async` ones in the loop. A KeyError becomes 404, a ValueError 400. No FastAPI:
+with pydantic it would double the time of a start.
 """
 
 import asyncio
 import inspect
 import json
-import logging
-import re
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin
-from urllib.parse import parse_qs
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import QueryParams
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as Raw
+from starlette.responses import Response
 
 from moonlet.tracker import format as f
 
 D = TypeVar("D")
 T = TypeVar("T")
-log = logging.getLogger("moonlet.tracker")
 
 
-@dataclass
-class Answer:
-    """`body`: bytes, or pieces of them that are sent as they are made."""
-
-    body: bytes | Iterator[bytes]
-    kind: str = "application/json"
-    headers: dict[str, str] = field(default_factory=dict)
-    status: int = 200
+def answer(content: Any, status: int = 200) -> Response:
+    return Response(f.dumps(content).encode("utf-8", "backslashreplace"), status, media_type="application/json")
 
 
-def answer(content: Any, status: int = 200) -> Answer:
-    return Answer(f.dumps(content).encode("utf-8", "backslashreplace"), status=status)
+def file(content: bytes, kind: str, headers: dict[str, str] | None = None) -> Response:
+    return Response(content, headers={"content-type": kind, **(headers or {})})
 
 
 @dataclass
 class Request:
-    query: dict[str, list[str]]
+    query: QueryParams
     body: bytes
 
     def needed(self, name: str) -> str:
         """Raises ValueError when the query lacks it."""
         if name not in self.query:
             raise ValueError(f"the query lacks {name}: add {name}=")
-        return self.query[name][-1]
+        return self.query[name]
 
     def text(self, name: str, default: D) -> str | D:
-        return self.query[name][-1] if name in self.query else default
+        return self.query.get(name, default)
 
     def whole(self, name: str, default: D, low: int = -(2**63), high: int = 2**63 - 1) -> int | D:
         return self._number(int, name, default, low, high)
@@ -109,13 +103,14 @@ def filled(kind: Any, given: Any, at: str) -> Any:
     return kind(**{name: filled(parts[name].type, one, name) for name, one in given.items() if name in parts})
 
 
-class Routes:
-    """`later`: adds routes when none of those that are here fits, once."""
+class Routes(Starlette):
+    """The app. `later` adds routes to it when none of those that are here fits, once."""
 
     def __init__(self, later: "Callable[[Routes], None] | None" = None) -> None:
-        self._routes: list[tuple[str, re.Pattern[str], Any]] = []
-        self._later = later
-        self._lock = threading.Lock()
+        handlers = {KeyError: _not_found, ValueError: _bad, HTTPException: _http, Exception: _failed}
+        super().__init__(exception_handlers=handlers)
+        self._later, self._lock, self._nothing = later, asyncio.Lock(), self.router.default
+        self.router.redirect_slashes, self.router.default = False, self._load
 
     def get(self, path: str) -> Callable[[T], T]:
         return self._add("GET", path)
@@ -123,71 +118,42 @@ class Routes:
     def post(self, path: str) -> Callable[[T], T]:
         return self._add("POST", path)
 
-    def _add(self, method: str, path: str) -> Callable[[T], T]:
-        def add(act: T) -> T:
-            self._routes.append((method, re.compile(path), act))
+    def _add(self, method: str, path: str) -> Callable[[Any], Any]:
+        def add(act: Callable) -> Callable:
+            async def endpoint(raw: Raw) -> Response:
+                given = Request(raw.query_params, await raw.body()), *raw.path_params.values()
+                return await (act(*given) if inspect.iscoroutinefunction(act) else run_in_threadpool(act, *given))
+
+            self.router.add_route(path, endpoint, [method])
             return act
 
         return add
 
-    def load(self) -> None:
-        """Add the routes that come later, now."""
-        with self._lock:
+    async def _load(self, scope: Any, receive: Any, send: Any) -> None:
+        """In place of a 404: with the routes that come later, once more."""
+        async with self._lock:
             if self._later is not None:
-                self._later(self)
-                self._later = None
-
-    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        body = bytearray()
-        while True:  # what may be refused of a body is refused here, by whoever made `receive`
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            body += message.get("body", b"")
-            if not message.get("more_body"):
-                break
-        reply = await self._reply(scope, bytes(body))
-        headers = {"content-type": reply.kind, **reply.headers}
-        if isinstance(reply.body, bytes):
-            headers["content-length"] = str(len(reply.body))
-        packed = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
-        await send({"type": "http.response.start", "status": reply.status, "headers": packed})
-        if isinstance(reply.body, bytes):
-            await send({"type": "http.response.body", "body": reply.body})
-            return
-        while piece := await asyncio.to_thread(next, reply.body, b""):
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
-
-    async def _reply(self, scope: dict[str, Any], body: bytes) -> Answer:
-        query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
-        try:
-            act, parts = await self._find(scope["method"], scope["path"])
-            if act is None:
-                return error(*((405, "not with this method") if parts else (404, "there is no such page")))
-            request = Request(query, body)
-            if inspect.iscoroutinefunction(act):
-                return await act(request, *parts)
-            return await asyncio.to_thread(act, request, *parts)
-        except KeyError as wrong:
-            return error(404, f"there is no {wrong.args[0]!r} here" if wrong.args else "not found")
-        except ValueError as wrong:
-            return error(400, str(wrong))
-        except Exception:
-            log.exception("%s %s failed", scope["method"], scope["path"])
-            return error(500, "the board failed at this request: its log says why")
-
-    async def _find(self, method: str, path: str) -> tuple[Any, tuple[str, ...]]:
-        """The function for a path and the groups of its pattern; (None, some) when only the method does not fit."""
-        while True:
-            fits = [(way, act, match.groups()) for way, form, act in self._routes if (match := form.fullmatch(path))]
-            for way, act, groups in fits:
-                if way == method:
-                    return act, groups
-            if self._later is None:
-                return None, tuple(way for way, *_ in fits)
-            await asyncio.to_thread(self.load)
+                await run_in_threadpool(self._later, self)
+                self._later, self.router.default = None, self._nothing
+        await self.router(scope, receive, send)
 
 
-def error(status: int, message: str) -> Answer:
+async def _not_found(request: Raw, wrong: Exception) -> Response:
+    return error(404, f"there is no {wrong.args[0]!r} here" if wrong.args else "not found")
+
+
+async def _bad(request: Raw, wrong: Exception) -> Response:
+    return error(400, str(wrong))
+
+
+async def _http(request: Raw, wrong: Exception) -> Response:
+    assert isinstance(wrong, HTTPException)
+    return error(wrong.status_code, str(wrong.detail))
+
+
+async def _failed(request: Raw, wrong: Exception) -> Response:
+    return error(500, "the board failed at this request: its log says why")
+
+
+def error(status: int, message: str) -> Response:
     return answer({"error": {"message": message.encode("utf-8", "replace").decode()}}, status)
