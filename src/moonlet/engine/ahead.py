@@ -1,8 +1,8 @@
 """What a step samples from where a request has biases, penalties or a grammar, also behind drafts.
 
-A drafted place is adjusted as if the drafts before it had been taken; only then is it used. A grammar cuts a draft
-where it does not fit. The masks of the first places depend on nothing that the step computes, so they are computed
-beside it, in another thread: 30 us each at a vocabulary of 2,048, beside a step of 260 (2026-11-28).
+A drafted place is adjusted as if the drafts before it had been taken; only then is it used. The masks of grammars
+depend on nothing that the step computes, so they are computed beside it, in another thread: 30 us each at a vocabulary
+of 2,048, beside a step of 260 (2026-11-28). Left out: drafts under a grammar (docs/log.md, 2026-11-28).
 """
 
 import logging
@@ -22,11 +22,6 @@ def prepare(rows: Iterable[Row]) -> None:
             row.grammar.prepare()
 
 
-def fitting(row: Row, drafts: list[int]) -> list[int]:
-    """As many of the drafts as the row's grammar lets come."""
-    return drafts if row.grammar is None else drafts[: row.grammar.fitting(drafts)]
-
-
 def adjust(row: Row, logits: np.ndarray, drafts: Sequence[int]) -> None:
     """Bias, penalties and grammar, in place, on logits [1 + drafts, vocab]. The row stays as it was."""
     counts, seen = row.counts, row.seen
@@ -37,8 +32,6 @@ def adjust(row: Row, logits: np.ndarray, drafts: Sequence[int]) -> None:
         for token, one in zip(drafts, logits[1:]):
             row.count(token)
             row.adjust(one)
-        if row.grammar is not None:
-            row.grammar.back(len(drafts))
     except Exception:  # its grammar: no token may come next, which the scheduler reports
         log.exception("a grammar failed")
         logits[:] = -np.inf

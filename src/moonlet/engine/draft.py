@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from moonlet.engine.ahead import fitting
 from moonlet.engine.cache import Pool
 from moonlet.engine.packed import FLOAT, INT, POINTER, LayerC, MatrixC, Memory, ModelC, PackedModel, StateC, named
 from moonlet.engine.request import Request
@@ -190,9 +189,11 @@ def drafts_of(decoding: Sequence[Request], pool: Pool, model: Drafts | None) -> 
     without = []
     for request in decoding:
         assert request.row is not None and request.held is not None
+        if request.row.grammar is not None:
+            continue
         request.drafter = request.drafter or Drafter(request.tokens)
         limit, known = request.asked.max_tokens - request.made - 1, len(request.tokens) - request.held.length
-        drafts = fitting(request.row, request.to_stop(request.drafter.propose(limit)))
+        drafts = request.to_stop(request.drafter.propose(limit))
         if drafts and pool.grow(request.held, known + len(drafts)):
             found[request] = drafts, False
         elif model is not None and request.row.plain and limit >= LENGTH and pool.grow(request.held, known + LENGTH):

@@ -50,17 +50,6 @@ class Matcher:
         self.matcher.consume_token(token)
         self.check()
 
-    def fitting(self, tokens: Sequence[int]) -> int:
-        """How many of these tokens may come next, one after another."""
-        return self.matcher.validate_tokens(list(tokens))
-
-    def back(self, tokens: int) -> None:
-        """To the place before the last so many tokens."""
-        if tokens:
-            self.ready = False
-            self.matcher.rollback(tokens)
-            self.check()
-
     def check(self) -> None:
         if self.matcher.is_error():
             raise RuntimeError(f"the grammar came to no end: {self.matcher.get_error()[:200]}")
