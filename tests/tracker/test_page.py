@@ -286,7 +286,7 @@ def test_edits_keep_and_are_undone(serve, opened, tmp_path):
     address = serve(tmp_path)
     tab = opened(address)
     tab.until("runsTable.item(0)?.color === '#2a9d6b' && runsTable.item(0).name === 'renamed'")
-    assert tab.run("runsTable.item(0).notes") == "what it was for"
+    tab.until("runsTable.item(0).notes === 'what it was for'")
 
 
 def test_keyboard(address, opened):
@@ -297,6 +297,7 @@ def test_keyboard(address, opened):
     tab.page.keyboard.press("Escape")
     tab.until("!document.querySelector('dialog[open]')")
     tab.page.keyboard.press("j")
+    tab.until("runsTable.here()?.id")
     tab.page.keyboard.press("Space")
     tab.until("state.picked?.length === 5")
     tab.page.keyboard.press("Enter")
@@ -404,26 +405,27 @@ def test_bundle_needs_no_server(address, opened, tmp_path):
     away.until("document.querySelectorAll('.rollout').length === 2")
 
 
-def test_a_board_that_still_reads_says_so(opened, tmp_path, serving):
+def test_a_board_that_still_reads_says_so(serve, opened, tmp_path):
     for name in "abc":
         with Run(tmp_path / name) as run:
             run.log({"loss": 1.0}, 0)
     app, board = server.make_app(tmp_path, scan=False)
-    with serving(tmp_path, made=(app, board)) as address:
-        board.index.scanning = True
-        tab = opened(address)
-        tab.until("document.querySelector('.pulse').textContent === 'reading runs…'")
-        tab.until("main.innerText.includes('Reading the runs')")
-        assert "Reading the runs" in tab.text(".runs") and tab.text(".tfoot") == "0 runs so far"
-        board.index.scan()
-        tab.until("document.querySelector('.tfoot').textContent === '3 runs'")
-        tab.until("document.querySelector('.pulse').textContent === 'live'")
-        painted(tab)
-        board.index.scanning = True  # a start that finds nothing new ends too
-        tab = opened(address)
-        tab.until("document.querySelector('.tfoot').textContent === '3 runs so far'")
-        board.index.scan()
-        tab.until("document.querySelector('.tfoot').textContent === '3 runs'")
+    address = serve(tmp_path, made=(app, board))  # which outlives the pages
+    board.index.scanning = True
+    tab = opened(address)
+    tab.until("document.querySelector('.pulse').textContent === 'reading runs…'")
+    tab.until("main.innerText.includes('Reading the runs')")
+    tab.until("document.querySelector('.runs').innerText.includes('Reading the runs')")
+    tab.until("document.querySelector('.tfoot').textContent === '0 runs so far'")
+    board.index.scan()
+    tab.until("document.querySelector('.tfoot').textContent === '3 runs'")
+    tab.until("document.querySelector('.pulse').textContent === 'live'")
+    painted(tab)
+    board.index.scanning = True  # a start that finds nothing new ends too
+    tab = opened(address)
+    tab.until("document.querySelector('.tfoot').textContent === '3 runs so far'")
+    board.index.scan()
+    tab.until("document.querySelector('.tfoot').textContent === '3 runs'")
 
 
 def test_an_empty_folder_says_what_to_do(serve, opened, tmp_path):
