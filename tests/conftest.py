@@ -2,7 +2,9 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # Before torch is imported anywhere: tests share few cores, and one thread makes sums come out the same.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -27,3 +29,13 @@ def browser() -> str:
         message = "needs chromium on PATH"
         pytest.fail(message) if os.environ.get("MOONLET_CI") else pytest.skip(message)
     return path
+
+
+@pytest.fixture(scope="module")  # not longer: while it is there an event loop runs, and other tests start their own
+def chromium(browser: str) -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"])
+        yield started
+        started.close()

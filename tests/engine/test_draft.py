@@ -9,8 +9,8 @@ import pytest
 import torch
 from helpers import tiny_model_folder
 from safetensors.torch import load_file, save_file
-from small_models import FORMS, VOCAB, random_ids, random_model
-from test_scheduler import SMALL, check, finish, memory, request, result, small_pages, undisturbed  # noqa: F401
+from scheduling import SMALL, check, finish, memory, request, result, undisturbed
+from small_models import VOCAB, random_ids
 
 from moonlet.engine import draft as drafts
 from moonlet.engine.draft import FILE, LENGTH, NativeDraft, load_draft
@@ -25,15 +25,8 @@ from moonlet.model.draft import Draft, published_name
 from moonlet.model.model import Stats, Where
 from moonlet.train.draft import unrolled
 
+pytestmark = pytest.mark.usefixtures("small_pages")
 ROOMY = replace(SMALL, step_tokens=64, memory=1 << 20)
-
-
-@pytest.fixture(scope="module")
-def decoder() -> Decoder:
-    made = Decoder(random_model(FORMS["k3"](), std=0.2))
-    if not can_pack(made.model):
-        pytest.skip("no native kernels here")
-    return made
 
 
 @pytest.fixture(scope="module")

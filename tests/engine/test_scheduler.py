@@ -1,7 +1,6 @@
 """Continuous batching: whatever happens around a request, it gets the bits of an undisturbed run."""
 
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -26,30 +25,14 @@ from scheduling import (
 )
 from small_models import FORMS, VOCAB, random_ids, random_model
 
-from moonlet.engine import cache, scheduler, speculate
+from moonlet.engine import scheduler, speculate
 from moonlet.engine.generate import Decoder
-from moonlet.engine.packed import can_pack
 from moonlet.engine.request import Busy, Limits, Request, Thinking
 from moonlet.engine.sampling import choose
 from moonlet.engine.scheduler import Scheduler
 from moonlet.errors import InputError
 
-
-@pytest.fixture(scope="module")
-def decoder() -> Decoder:
-    made = Decoder(random_model(FORMS["k3"](), std=0.2))
-    if not can_pack(made.model):
-        pytest.skip("no native kernels here")
-    return made
-
-
-@pytest.fixture(autouse=True)
-def small_pages(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for module in (cache, scheduler):
-        monkeypatch.setattr(module, "PAGE", PAGE)
-    monkeypatch.setattr(scheduler, "CHUNK_END", CHUNK_END)
-    monkeypatch.setattr(scheduler, "SHORTEST_JUNCTION", 2)
-    yield
+pytestmark = pytest.mark.usefixtures("small_pages")
 
 
 @pytest.mark.parametrize("n", sorted({k * size + d for size in (PAGE, CHUNK_END, STEP) for k in (1, 2, 3)

@@ -5,20 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 from scheduling import SMALL, by_hand, check, finish, prompts_around, request, result, undisturbed
-from small_models import FORMS, random_model
 
 from moonlet.engine import cache
 from moonlet.engine.generate import Decoder
-from moonlet.engine.packed import can_pack
 from moonlet.errors import InputError
-
-
-@pytest.fixture(scope="module")
-def decoder() -> Decoder:
-    made = Decoder(random_model(FORMS["k3"](), std=0.2))
-    if not can_pack(made.model):
-        pytest.skip("no native kernels here")
-    return made
 
 
 def test_a_state_is_rounded_once(decoder: Decoder) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import sync_playwright
 
 from moonlet.errors import InputError
 from moonlet.report import write_report
@@ -212,14 +211,6 @@ class Page(HTMLParser):
     def handle_data(self, data):
         if self.inside not in ("script", "style"):
             self.text.append(data)
-
-
-@pytest.fixture(scope="module")
-def chromium(browser: str) -> Iterator[Any]:
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"])
-        yield started
-        started.close()
 
 
 @pytest.fixture

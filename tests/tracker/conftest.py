@@ -70,16 +70,6 @@ class Tab:
         return self.page.locator(selector).first.inner_text()
 
 
-@pytest.fixture(scope="module")  # not longer: while it is there an event loop runs, and other tests start their own
-def chromium(browser: str) -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"])
-        yield started
-        started.close()
-
-
 @contextlib.contextmanager
 def opening(chromium: Any) -> Iterator[Callable[..., Tab]]:
     """Opens pages. What one said (console, error, dialog) is an AssertionError at the end."""
