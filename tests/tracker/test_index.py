@@ -74,6 +74,16 @@ def test_states(tmp_path):
     assert index.records[run_id("running")]["state"] == "finished"
 
 
+def test_undo_takes_back_only_what_the_edit_set(tmp_path):
+    one(tmp_path / "a")
+    a = run_id("a")
+    index = scanned(tmp_path)
+    renamed = index.edit([a], {"name": "new"})
+    index.edit([a], {"notes": "written since"})
+    index.undo(renamed)
+    assert index.records[a]["name"] == "a" and index.records[a]["notes"] == "written since"
+
+
 def test_edits_undo_and_purge(tmp_path):
     one(tmp_path / "a")
     one(tmp_path / "b")

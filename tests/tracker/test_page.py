@@ -289,6 +289,22 @@ def test_edits_keep_and_are_undone(serve, opened, tmp_path):
     tab.until("runsTable.item(0).notes === 'what it was for'")
 
 
+def test_text_typed_in_a_field_outlives_a_change_from_elsewhere(serve, opened, tmp_path):
+    with Run(tmp_path / "a") as run:
+        run.log({"loss": 1.0}, 0)
+    tab = opened(serve(tmp_path))
+    tab.until("document.querySelectorAll('.row:not([hidden])').length === 1")
+    tab.page.locator(".row .name").first.click()
+    tab.until("document.querySelector('.runhead .title')?.value === 'a'")
+    tab.page.get_by_label("Notes").fill("half a thou")
+    tab.page.evaluate("api.edit([state.run], { name: 'renamed', tags: ['new'] })")
+    tab.until("document.querySelector('.runhead .title').value === 'renamed'")
+    assert tab.page.get_by_label("Notes").input_value() == "half a thou"
+    tab.page.keyboard.type("ght")
+    tab.page.keyboard.press("Tab")
+    tab.until("runsTable.item(0).notes === 'half a thought' && runsTable.item(0).tags.includes('new')")
+
+
 def test_keyboard(address, opened):
     tab = opened(address)
     painted(tab)

@@ -171,16 +171,19 @@ class Index:
         Raises KeyError for an unknown run and ValueError for a change that is none.
         """
         checked(changes)
-        before = [(name, {key: self.records[name][key] for key in EDITABLE}) for name in names]
-        for name, old in before:
-            new = {key: value for key, value in changes.items() if key in EDITABLE}
-            if {"tags", "add_tags", "remove_tags"} & changes.keys():
-                tags = [*new.get("tags", old["tags"]), *changes.get("add_tags", [])]
-                gone = set(changes.get("remove_tags", []))
-                new["tags"] = [tag for tag in dict.fromkeys(tags) if tag not in gone]
-            self._write_edit(name, new)
         with self.lock:
-            self._undo.append([(name, {key: old[key] for key in EDITABLE}) for name, old in before])
+            before = []
+            for name in names:
+                old = self.records[name]
+                new = {key: value for key, value in changes.items() if key in EDITABLE}
+                if {"tags", "add_tags", "remove_tags"} & changes.keys():
+                    tags = [*new.get("tags", old["tags"]), *changes.get("add_tags", [])]
+                    gone = set(changes.get("remove_tags", []))
+                    new["tags"] = [tag for tag in dict.fromkeys(tags) if tag not in gone]
+                before.append((name, {key: old[key] for key in new}, new))
+            for name, _, new in before:
+                self._write_edit(name, new)
+            self._undo.append([(name, old) for name, old, _ in before])
             return len(self._undo) - 1
 
     def undo(self, number: int) -> list[str]:

@@ -3,10 +3,14 @@
 
 const undone = []; // numbers of edits that z takes back, the last one last
 
+let lastEdit = Promise.resolve(); // edits are sent one after another: the board keeps the order they were made in
+
 async function edit(ids, set, told = null) {
   if (api.offline || !ids.length) return;
+  const sent = lastEdit.then(() => api.edit(ids, set));
+  lastEdit = sent.catch(() => null);
   try {
-    const { undo } = await api.edit(ids, set);
+    const { undo } = await sent;
     undone.push(undo);
     if (told) toast(told, ["Undo", () => undoEdit(undo)]);
     await noticed(ids);

@@ -61,7 +61,7 @@ const runTab = {
     if (state.part === "console") await consoleLog.more();
     else if (this.charts.length) for (const chart of this.charts) chart.refresh(true);
     else if (!this.host.contains(document.activeElement) || document.activeElement === this.host) this.lay();
-    if (edited) this.head.replaceWith((this.head = this.makeHead()));
+    if (edited) this.fillHead();
   },
 
   lay() {
@@ -92,7 +92,7 @@ const runTab = {
         : null,
     );
     const body = el("div.partbody");
-    this.host.replaceChildren((this.head = this.makeHead()), nav, body);
+    this.host.replaceChildren(this.makeHead(), nav, body);
     if (part === "overview") body.append(...this.overview());
     if (part === "charts")
       this.drawCharts(
@@ -111,55 +111,63 @@ const runTab = {
   },
 
   makeHead() {
-    const { run } = this;
-    const ids = [run.id];
+    const ids = [this.run.id];
     const free = !api.offline;
-    const title = el("input.title", {
-      value: run.name,
+    this.title = el("input.title", {
       "aria-label": "Name",
       readOnly: !free,
       maxLength: 500,
-      onchange: () => edit(ids, { name: title.value }, "Renamed."),
+      onchange: () => edit(ids, { name: this.title.value }, "Renamed."),
     });
-    const notes = el("textarea.notes", {
-      value: run.notes ?? "",
+    this.notes = el("textarea.notes", {
       placeholder: free ? "Notes" : "",
       "aria-label": "Notes",
       readOnly: !free,
-      rows: Math.min(6, (run.notes ?? "").split("\n").length),
-      onchange: () => edit(ids, { notes: notes.value }, "Notes kept."),
+      hidden: !free && !this.run.notes,
+      rows: Math.min(6, (this.run.notes ?? "").split("\n").length),
+      onchange: () => edit(ids, { notes: this.notes.value }, "Notes kept."),
     });
-    const color = colorsOf([run]).get(run.id);
-    return el(
-      "header.runhead",
-      el(
-        "div.line",
-        el("button.swatch", {
-          type: "button",
-          style: { "--color": color },
-          title: "Colour",
-          "aria-label": "Colour",
-          disabled: !free,
-          onclick: (event) => colorPicker(event.target, ids, run.color),
-        }),
-        title,
-        el(`span.state.${run.state}`, run.state),
-      ),
-      el(
-        "div.line.tags",
-        run.tags.map((tag) => el("span.tag", tag)),
-        free ? button("Tag", (event) => tagEditor(event.target, ids, run.tags), { className: "quiet" }) : null,
-        el("span.grow"),
-        button("Draw only this", () => setState({ picked: ids, tab: "charts" }, true)),
-        ...(free
-          ? [
-              button(run.archived ? "Unarchive" : "Archive", () => archive(ids, !run.archived)),
-              button(run.deleted ? "Restore" : "Delete", () => remove(ids, !run.deleted)),
-              button("Bundle", () => makeBundle(ids)),
-            ]
-          : []),
-      ),
-      run.notes || free ? notes : null,
+    this.swatch = el("button.swatch", {
+      type: "button",
+      title: "Colour",
+      "aria-label": "Colour",
+      disabled: !free,
+      onclick: () => colorPicker(this.swatch, ids, this.run.color),
+    });
+    this.state = el("span.state");
+    this.marks = el("div.line.tags");
+    this.saved = { title: "", notes: "" }; // what the board has of the two fields
+    this.fillHead();
+    return el("header.runhead", el("div.line", this.swatch, this.title, this.state), this.marks, this.notes);
+  },
+
+  // In place: a field whose text was typed and is not saved yet keeps it, and the focus.
+  fillHead() {
+    const { run, saved } = this;
+    for (const [name, value] of [
+      ["title", run.name],
+      ["notes", run.notes ?? ""],
+    ]) {
+      if (this[name].value === saved[name]) this[name].value = value;
+      saved[name] = value;
+    }
+    this.swatch.style.setProperty("--color", colorsOf([run]).get(run.id));
+    this.state.className = `state ${run.state}`;
+    this.state.textContent = run.state;
+    const ids = [run.id];
+    const free = !api.offline;
+    this.marks.replaceChildren(
+      ...run.tags.map((tag) => el("span.tag", tag)),
+      free ? button("Tag", (event) => tagEditor(event.target, ids, run.tags), { className: "quiet" }) : "",
+      el("span.grow"),
+      button("Draw only this", () => setState({ picked: ids, tab: "charts" }, true)),
+      ...(free
+        ? [
+            button(run.archived ? "Unarchive" : "Archive", () => archive(ids, !run.archived)),
+            button(run.deleted ? "Restore" : "Delete", () => remove(ids, !run.deleted)),
+            button("Bundle", () => makeBundle(ids)),
+          ]
+        : []),
     );
   },
 
