@@ -5,6 +5,7 @@ import torch
 from small_models import FORMS, random_ids, random_model
 from torch import Tensor
 
+from moonlet.engine.cache import Pool
 from moonlet.engine.generate import Decoder, Sampling, generate
 from moonlet.engine.packed import can_pack, in_rows
 from moonlet.model.config import ModelConfig
@@ -97,3 +98,26 @@ def test_what_a_row_samples_does_not_depend_on_its_neighbours() -> None:
     for prompt, seed, row in zip(prompts, seeds, together):
         (alone,) = generate(made, [prompt], [seed], 47, Sampling(max_tokens=40))
         assert (alone.ids, alone.logprobs) == (row.ids, row.logprobs)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tokens", [4096, 4097, 4300])
+def test_a_long_context_has_the_same_bits_whoever_works_on_it(tokens: int) -> None:
+    """Latents are averaged by spans of 4,096: whole, by a token at a time, by any team, and with pages."""
+    model, made = decoder(FORMS["k2"](max_position_embeddings=8192), True)
+    ids = random_ids(1, tokens + 3)[0].tolist()
+    said = []
+    for team in (1, 2, 3):
+        pool = Pool(model, 1, 8192, 1 << 30)
+        held = pool.open(None)
+        assert held is not None and pool.grow(held, len(ids))
+        for queue in (ids[:tokens], *([one] for one in ids[tokens:])):
+            logits = made.extend(pool, [held], [queue], [1], team)
+            held.length += len(queue)
+        said.append(logits)
+    cache = model.new_cache(1, len(ids))
+    said.append(made.feed(cache, [0], [ids]))
+    for other in said[1:]:
+        assert torch.equal(other, said[0])
+    plain = model(torch.tensor([ids]))[0, -1]
+    assert (said[0] - plain).abs().max() < TOLERANCE

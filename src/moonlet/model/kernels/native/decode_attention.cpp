@@ -1,7 +1,6 @@
 // The two kinds of attention over cached sequences (model/kda.py; model/mla.py, absorbed: keys and values are never built).
 #include "decode.h"
-#include "rows.h"
-#include "vector.h"
+#include "latents.h"
 
 using threads::parallel;
 using threads::ranges;
@@ -15,15 +14,6 @@ EXPORT void kda_forward(
     float*, float*, int, int, int, int, int);
 
 namespace {
-
-// The latents of one sequence.
-struct Latents {
-    float* memory;
-    size_t row;
-    const int* table;
-    int page, W;
-    float* at(int64_t token) const { return memory + table[token / page] * row + token % page * W; }
-};
 
 // Keeps the last width - 1 inputs of (past, x [n, C]) in past.
 void shift(float* past, const float* x, int n, int keep, int C) {
@@ -114,103 +104,26 @@ Buffer attend(const KDA& m, const float* input, const Tokens& t, const State& s)
 
 namespace {
 
-// Interleaved pairs of x [R], rotated by the position; first halves, then second ones.
-void rotate(const MLA& m, const float* x, int64_t position, float* out) {
-    for (int i = 0; i < m.rope / 2; i++) {
-        const float angle = static_cast<float>(position) * m.frequencies[i];
-        const float c = std::cos(angle) * m.rotation, s = std::sin(angle) * m.rotation;
-        out[i] = x[2 * i] * c - x[2 * i + 1] * s;
-        out[m.rope / 2 + i] = x[2 * i + 1] * c + x[2 * i] * s;
-    }
-}
+// How one position turns the part of a query or a key that all heads' keys share (no rotation: it stays).
+struct Turn {
+    const MLA& m;
+    std::vector<float> cos, sin;
 
-// The part of a query or a key that all heads' keys share.
-void place(const MLA& m, const float* x, int64_t position, float* out) {
-    if (m.frequencies)
-        rotate(m, x, position, out);
-    else
-        std::memcpy(out, x, sizeof(float) * m.rope);
-}
-
-const vec8& at(const float* x) { return *reinterpret_cast<const vec8*>(x); }
-
-// out [n] = scale q . latent of n latents [n, W], eight at a time.
-void logits_of(const float* q, const float* latents, int n, int W, float scale, float* out) {
-    int j = 0;
-    for (; j + 8 <= n; j += 8) {
-        const float* first = latents + static_cast<size_t>(j) * W;
-        vec products[8];
-#pragma GCC unroll 8
-        for (int i = 0; i < 8; i++) products[i] = vec{};
-        int w = 0;
-        for (; w + 8 <= W; w += 8)
-            for (int i = 0; i < 8; i++) products[i] += at(q + w) * at(first + i * W + w);
-        for (int i = 0; i < 8; i++) products[i][0] += dot(q + w, first + i * W + w, W - w);
-        const vec total = sums(products);
-        for (int i = 0; i < 8; i++) out[j + i] = scale * total[i];
-    }
-    for (; j < n; j++) out[j] = scale * dot(q, latents + static_cast<size_t>(j) * W, W);
-}
-
-// out [size] += sum_j weights[j] x[j], rows of x W apart; 64 sums at a time stay in registers.
-void weighted_sum(const float* weights, const float* x, int n, int W, int size, float* out) {
-    int r = 0;
-    for (; r + 64 <= size; r += 64) {
-        vec8 total[8];
-        std::memcpy(total, out + r, sizeof total);
-        for (int j = 0; j < n; j++)
-            for (int i = 0; i < 8; i++) total[i] += weights[j] * at(x + static_cast<size_t>(j) * W + r + 8 * i);
-        std::memcpy(out + r, total, sizeof total);
-    }
-    for (int j = 0; j < n; j++)
-        for (int i = r; i < size; i++) out[i] += weights[j] * x[static_cast<size_t>(j) * W + i];
-}
-
-constexpr int TOGETHER = 16;  // heads of tokens, at most, that pass over the latents together
-
-// One head of one token against the first `seen` latents: q [W] -> the mean [rank] of their first parts, weighted by
-// softmax(scale q . latent).
-struct Query {
-    const float* q;
-    int seen;
-    float* out;
-};
-
-// Several of one sequence pass over its latents together, so that these are fetched once for all, and the softmax is
-// taken on the way (Milakov and Gimelshein, online softmax): where a larger logit turns up, the sums so far shrink.
-// Blocks begin at multiples of 64 tokens, whatever the pages, so that bits do not depend on them.
-void mix(const std::vector<Query>& queries, const Latents& latents, int rank, float scale) {
-    constexpr int BLOCK = 64;
-    float weights[BLOCK];
-    std::vector<float> tops(queries.size(), -INFINITY), totals(queries.size(), 0.0f);
-    int longest = 0;
-    for (const Query& one : queries) {
-        longest = std::max(longest, one.seen);
-        std::fill(one.out, one.out + rank, 0.0f);
-    }
-    for (int j = 0; j < longest; j += BLOCK)
-        for (size_t i = 0; i < queries.size(); i++) {
-            const Query& one = queries[i];
-            const int n = std::min(BLOCK, one.seen - j);
-            if (n <= 0) continue;
-            const auto by_page = [&](auto&& each) {
-                for (int at = 0, some; at < n; at += some) {
-                    some = std::min(latents.page - (j + at) % latents.page, n - at);
-                    each(weights + at, latents.at(j + at), some);
-                }
-            };
-            by_page([&](float* to, const float* from, int some) { logits_of(one.q, from, some, latents.W, scale, to); });
-            const float top = std::max(tops[i], largest_value(weights, n)), shrink = fast_exp(tops[i] - top);
-            float total = 0;
-            for (int k = 0; k < n; k++) total += weights[k] = fast_exp(weights[k] - top);
-            tops[i] = top, totals[i] = totals[i] * shrink + total;
-            if (shrink != 1.0f)
-                for (int r = 0; r < rank; r++) one.out[r] *= shrink;
-            by_page([&](float* by, const float* from, int some) { weighted_sum(by, from, some, latents.W, rank, one.out); });
+    Turn(const MLA& m, int64_t position) : m(m) {
+        for (int i = 0; m.frequencies && i < m.rope / 2; i++) {
+            const float angle = static_cast<float>(position) * m.frequencies[i];
+            cos.push_back(std::cos(angle) * m.rotation), sin.push_back(std::sin(angle) * m.rotation);
         }
-    for (size_t i = 0; i < queries.size(); i++)
-        for (int r = 0; r < rank; r++) queries[i].out[r] *= 1.0f / totals[i];
-}
+    }
+    // Interleaved pairs of x [R]; first halves, then second ones.
+    void apply(const float* x, float* out) const {
+        if (!m.frequencies) std::memcpy(out, x, sizeof(float) * m.rope);
+        for (size_t i = 0; i < cos.size(); i++) {
+            out[i] = x[2 * i] * cos[i] - x[2 * i + 1] * sin[i];
+            out[cos.size() + i] = x[2 * i + 1] * cos[i] + x[2 * i] * sin[i];
+        }
+    }
+};
 
 }  // namespace
 
@@ -237,23 +150,19 @@ Buffer attend(const MLA& m, const float* input, const Tokens& t, const State& s)
         const int* table = t.pages.table + static_cast<size_t>(t.rows[i]) * t.pages.width;
         const Latents latents{s.memory, s.memory_row, table, t.pages.page, W};
         const int64_t before = t.lengths[t.rows[i]] - t.starts[i];
+        std::vector<Query> queries;
         for (int n = t.starts[i]; n < t.starts[i + 1]; n++) {
             float* latent = latents.at(before + n);
-            rms_norm_forward(&joint[static_cast<size_t>(n) * W], m.kv_norm, latent, 1, rank, m.eps);
-            place(m, &joint[static_cast<size_t>(n) * W + rank], before + n, latent + rank);
-        }
-        const int first = t.starts[i] * H, pairs = t.starts[i + 1] * H - first;
-        const int together = std::min(TOGETHER, (pairs + threads::members - 1) / threads::members);
-        parallel((pairs + together - 1) / together, [&](int part) {
-            std::vector<Query> queries;
-            for (int at = part * together; at < std::min(pairs, (part + 1) * together); at++) {
-                const size_t pair = first + at;  // token * H + head
-                const int64_t position = before + (first + at) / H;
-                place(m, &q[pair * Q + P], position, &latent_q[pair * W + rank]);
-                queries.push_back({&latent_q[pair * W], static_cast<int>(position) + 1, &mixed[pair * rank]});
+            const float* new_one = &joint[static_cast<size_t>(n) * W];
+            const Turn turn(m, before + n);
+            rms_norm_forward(new_one, m.kv_norm, latent, 1, rank, m.eps);
+            turn.apply(new_one + rank, latent + rank);
+            for (size_t at = static_cast<size_t>(n) * H; at < static_cast<size_t>(n + 1) * H; at++) {
+                turn.apply(&q[at * Q + P], &latent_q[at * W + rank]);
+                queries.push_back({&latent_q[at * W], static_cast<int>(before) + n + 1, &mixed[at * rank]});
             }
-            mix(queries, latents, rank, m.scale);
-        });
+        }
+        mix(queries, latents, rank, m.scale);
     }
     Buffer o = buffer(static_cast<size_t>(N) * H * V);
     parallel(H, [&](int h) {
