@@ -13,6 +13,7 @@ Left out: images, and tools declared in the middle of a conversation.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from moonlet.chat.messages import (
@@ -37,22 +38,29 @@ TOOL_CHOICES = {
 }
 
 
-def _open(tag: str, loss: bool = False, /, **attributes: object) -> list[Segment]:
+@lru_cache(4096)  # an agent's history is rendered again at every turn, and most of it is the same markup
+def _tag(tag: str, loss: bool, attributes: tuple[tuple[str, str], ...]) -> list[Segment]:
     out = [Segment(OPEN, True, loss), Segment(tag, False, loss)]
-    for key, value in attributes.items():
+    for key, value in attributes:
         # Upstream encodes an attribute in these pieces, and BPE merges depend on where a piece ends.
-        escaped = str(value).replace("&", "&amp;").replace('"', "&quot;")
+        escaped = value.replace("&", "&amp;").replace('"', "&quot;")
         for piece in (f" {key}", '="', escaped, '"'):
             out += plain(piece, loss)
     return out + [Segment(SEP, True, loss)]
 
 
+def _open(tag: str, loss: bool = False, /, **attributes: object) -> list[Segment]:
+    """Shared by all who ask for it: not to be changed in place."""
+    return _tag(tag, loss, tuple([(key, str(value)) for key, value in attributes.items()]))
+
+
+@lru_cache
 def _close(tag: str, loss: bool = False) -> list[Segment]:
     return [Segment(CLOSE, True, loss), Segment(tag, False, loss), Segment(SEP, True, loss)]
 
 
 def _element(tag: str, body: list[Segment], loss: bool = False, /, **attributes: object) -> list[Segment]:
-    return _open(tag, loss, **attributes) + body + _close(tag, loss)
+    return [*_open(tag, loss, **attributes), *body, *_close(tag, loss)]
 
 
 def _message(body: str, **attributes: object) -> list[Segment]:

@@ -20,9 +20,13 @@ class Node:
     """A run of tokens behind `parent`; `held`: the snapshot after its last one."""
 
     def __init__(self, tokens: Tokens, parent: "Node | None") -> None:
-        self.tokens, self.parent = tokens, parent
+        self.parent = parent
+        self.hold(tokens)
         self.children: dict[int, Node] = {}
         self.held: Held | None = None
+
+    def hold(self, tokens: Tokens) -> None:
+        self.tokens, self.raw = tokens, tokens.tobytes()  # bytes compare much faster than short arrays
 
 
 class PrefixCache:
@@ -33,13 +37,13 @@ class PrefixCache:
     def walk(self, tokens: Tokens) -> tuple[Node, int, int]:
         """The last node of which the path of `tokens` holds anything, how many of its tokens, and the path's depth."""
         node, inside, depth = self.root, 0, 0
-        raw, width = memoryview(tokens.tobytes()), tokens.itemsize  # bytes compare much faster than short arrays
+        raw, width = tokens.tobytes(), tokens.itemsize
         while depth < len(tokens) and inside == len(node.tokens):
             child = node.children.get(int(tokens[depth]))
             if child is None:
                 break
             inside = len(child.tokens)
-            if child.tokens.tobytes() != raw[depth * width : (depth + inside) * width]:
+            if not raw.startswith(child.raw, depth * width):
                 n = min(inside, len(tokens) - depth)
                 differ = np.flatnonzero(child.tokens[:n] != tokens[depth : depth + n])
                 inside = int(differ[0]) if len(differ) else n
@@ -78,7 +82,8 @@ class PrefixCache:
         assert node.parent is not None
         upper = Node(node.tokens[:inside], node.parent)
         node.parent.children[int(node.tokens[0])] = upper
-        node.tokens, node.parent = node.tokens[inside:], upper
+        node.hold(node.tokens[inside:])
+        node.parent = upper
         upper.children[int(node.tokens[0])] = node
         return upper
 
@@ -94,7 +99,8 @@ class PrefixCache:
             parent = node.parent
             if node.children:  # the two runs become one
                 (child,) = node.children.values()
-                child.tokens, child.parent = np.concatenate([node.tokens, child.tokens]), parent
+                child.hold(np.concatenate([node.tokens, child.tokens]))
+                child.parent = parent
                 parent.children[int(child.tokens[0])] = child
                 break
             del parent.children[int(node.tokens[0])]

@@ -175,7 +175,7 @@ class Index:
             before = []
             for name in names:
                 old = self.records[name]
-                new = {key: value for key, value in changes.items() if key in EDITABLE}
+                new: Record = {key: value for key, value in changes.items() if key in EDITABLE}
                 if {"tags", "add_tags", "remove_tags"} & changes.keys():
                     tags = [*new.get("tags", old["tags"]), *changes.get("add_tags", [])]
                     gone = set(changes.get("remove_tags", []))

@@ -34,7 +34,7 @@ class Pool {
         function = f, argument = data, count = parts, done = 0;
         {
             std::lock_guard<std::mutex> lock(sleeping);
-            next = ((next.load() >> 32) + 1) << 32;
+            next = ((next.load() >> 32) + 1) << 32 | static_cast<uint32_t>(parts);
         }
         if (sleepers.load()) wake.notify_all();
         take();
@@ -45,20 +45,22 @@ class Pool {
   private:
     std::mutex taken, sleeping;
     std::condition_variable wake;
-    std::atomic<uint64_t> next{0};  // round and part, so that who comes late to a round takes nothing of the next one
+    std::atomic<uint64_t> next{0};  // the round, and how many of its parts are left to take
     std::atomic<int> count{0}, done{0}, sleepers{0};
     std::atomic<Part> function{nullptr};
     std::atomic<void*> argument{nullptr};
 
     // Parts of the present round while there are any. What is read of it holds if the part is then really taken, for
-    // a round with a part left is not over.
+    // a round with a part left is not over. Whether one is left must be told by `next` itself: a count beside it may
+    // be the next round's already (which ran parts twice, and ended rounds early, once in some 70,000 steps).
     void take() {
         for (uint64_t now = next.load();;) {
-            const int part = static_cast<int>(now & 0xffffffff);
+            const int left = static_cast<int>(now & 0xffffffff);
+            if (left == 0) return;
             const Part f = function.load();
             void* data = argument.load();
-            if (part >= count.load()) return;
-            if (!next.compare_exchange_weak(now, now + 1)) continue;
+            const int part = count.load() - left;
+            if (!next.compare_exchange_weak(now, now - 1)) continue;
             f(data, part);
             done.fetch_add(1);
             now = next.load();
