@@ -57,7 +57,7 @@ def undisturbed(decoder: Decoder, one: Request) -> tuple[list[Picked], str]:
         row.adjust(logits.numpy()[0])
         (token,) = choose(logits.numpy(), [one.asked], row.uniforms(1))
         row.take(token)
-        got.append(describe(raw[0], token, one.asked.top_logprobs))
+        got.append(describe(raw[0], token, one.asked.top_logprobs) if one.asked.logprobs else Picked(token))
         if token in one.stop or len(got) == one.asked.max_tokens:
             return got, "stop" if token in one.stop else "length"
         logits = decoder.feed(held, [0], [[token]])

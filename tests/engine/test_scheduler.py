@@ -76,6 +76,7 @@ SETTINGS = st.fixed_dictionaries(
         "presence_penalty": st.just(1.0),
         "repetition_penalty": st.just(1.3),
         "max_tokens": st.integers(1, 30),
+        "logprobs": st.just(False),
     },
 )
 

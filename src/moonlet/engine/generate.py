@@ -15,11 +15,14 @@ import torch
 from torch import Tensor
 
 from moonlet.engine import rows as rows_of
+from moonlet.engine.burst import burst
 from moonlet.engine.cache import Held, Pool
 from moonlet.engine.draw import draw
-from moonlet.engine.packed import PackedModel, can_pack, in_rows
+from moonlet.engine.packed import Memory, PackedModel, can_pack, in_rows
 from moonlet.model.kernels.native import usable
 from moonlet.model.model import Cache, Model
+
+BURST = 8  # tokens between two looks at what the rows said
 
 Hook = Callable[[int, list[int]], list[int] | None]
 
@@ -86,17 +89,41 @@ class Decoder:
     @torch.no_grad()
     def feed(self, cache: Cache, rows: Sequence[int], queues: Sequence[Sequence[int]]) -> Tensor:
         """Run each of the rows' queues (at least one token); logits [n, vocab] after its last token."""
-        longest = max(map(len, queues))
-        rows_of.reserve(cache, int(cache.lengths.max()) + longest)
         if self.packed is not None:
-            if cache.memory is None or cache.memory.lengths is not cache.lengths:
-                cache.memory = in_rows(cache)
-            return self.packed.decode(cache.memory, rows, queues)
+            return self.packed.decode(self.reserve(cache, max(map(len, queues))), rows, queues)
+        rows_of.reserve(cache, int(cache.lengths.max()) + max(map(len, queues)))
         at = torch.tensor(rows, device=self.device)
         part = rows_of.select(cache, at)
         hidden = self.plain(part, queues)
         rows_of.put(cache, at, part)
         return self.model.lm_head(torch.stack([row[len(q) - 1] for row, q in zip(hidden, queues)]))
+
+    def burst(
+        self,
+        cache: Cache,
+        rows: Sequence[int],
+        queues: Sequence[Sequence[int]],
+        temperature: float,
+        uniforms: np.ndarray,
+        limits: Sequence[int],
+        stop: int,
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        """Natively: several tokens of each row, and their log-probs (`burst.burst`)."""
+        assert self.packed is not None
+        memory, warmth = self.reserve(cache, max(limits)), [temperature] * len(rows)
+        last = [token for (token,) in queues]
+        tokens, logprobs = burst(self.packed, memory, rows, last, warmth, uniforms, limits, [[stop]] * len(rows))
+        if any(new[-1] < 0 for new in tokens):
+            raise FloatingPointError("the model's logits are not finite")
+        return tokens, logprobs
+
+    @staticmethod
+    def reserve(cache: Cache, tokens: int) -> Memory:
+        """Room for so many tokens more, and the cache as the native decoder sees it."""
+        rows_of.reserve(cache, int(cache.lengths.max()) + tokens)
+        if cache.memory is None or cache.memory.lengths is not cache.lengths:
+            cache.memory = in_rows(cache)
+        return cache.memory
 
     @torch.no_grad()
     def extend(
@@ -153,17 +180,23 @@ def generate(
     rollouts = [Rollout(list(p)) for p in prompts]
     turn_starts = [0] * len(prompts)
     uniforms = np.stack([np.random.default_rng(s).random(sampling.max_tokens) for s in seeds])
+    uniforms = np.pad(uniforms, ((0, 0), (0, BURST)))
     cache, logits = decoder.prefill(prompts, min(sampling.max_tokens, 256))
     active = list(range(len(prompts)))
-    while active:
-        tokens, logprobs = pick(logits, uniforms[active, [len(rollouts[row].ids) for row in active]], sampling)
+    tokens, logprobs = in_lists(pick(logits, uniforms[active, 0], sampling))
+
+    def left(row: int) -> int:
+        """How many tokens more a row may sample in its turn."""
+        return min(sampling.max_tokens, turn_starts[row] + sampling.max_turn) - len(rollouts[row].ids)
+
+    while True:
         going, queues = [], []
-        for row, token, logprob in zip(active, tokens, logprobs):
-            r, queue = rollouts[row], [token]
-            r.ids.append(token)
-            r.logprobs.append(logprob)
-            r.sampled.append(1)
-            if token == stop:
+        for row, new, logprob in zip(active, tokens, logprobs):
+            r, queue = rollouts[row], [new[-1]]
+            r.ids += new
+            r.logprobs += logprob
+            r.sampled += [1] * len(new)
+            if new[-1] == stop:
                 more = hook(row, r.ids) if hook is not None else None
                 if not more:
                     r.finish = "stop"
@@ -175,14 +208,25 @@ def generate(
                 r.logprobs += [0.0] * len(more)
                 r.sampled += [0] * len(more)
                 turn_starts[row] = len(r.ids)
-            elif len(r.ids) >= min(sampling.max_tokens, turn_starts[row] + sampling.max_turn):
+            elif left(row) <= 0:
                 continue
             going.append(row)
             queues.append(queue)
         active = going
-        if active:
+        if not active:
+            return rollouts
+        places = [len(rollouts[row].ids) for row in active]
+        if decoder.packed is not None and sampling.top_p == 1 and all(len(queue) == 1 for queue in queues):
+            numbers = np.stack([uniforms[row, at : at + BURST] for row, at in zip(active, places)])
+            limits = [min(BURST, left(row)) for row in active]
+            tokens, logprobs = decoder.burst(cache, active, queues, sampling.temperature, numbers, limits, stop)
+        else:
             logits = decoder.feed(cache, active, queues)
-    return rollouts
+            tokens, logprobs = in_lists(pick(logits, uniforms[active, places], sampling))
+
+
+def in_lists(picked: tuple[list[int], list[float]]) -> tuple[list[list[int]], list[list[float]]]:
+    return [[token] for token in picked[0]], [[logprob] for logprob in picked[1]]
 
 
 def generate_parallel(

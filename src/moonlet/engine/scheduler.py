@@ -17,6 +17,7 @@ import itertools
 import logging
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,7 +25,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import torch
 
-from moonlet.engine import ahead
+from moonlet.engine import ahead, burst
 from moonlet.engine.cache import PAGE, Pool
 from moonlet.engine.draft import Drafts, NativeDraft, drafts_of
 from moonlet.engine.draw import choose_rows
@@ -33,7 +34,7 @@ from moonlet.engine.prefix import PrefixCache
 from moonlet.engine.request import Busy, Limits, Request, Work
 from moonlet.engine.sampling import Picked, Row, describe
 from moonlet.errors import InputError
-from moonlet.model.sizes import active, parameters
+from moonlet.model.sizes import active, cache_numbers, parameters
 
 CHUNK_END = 512  # prefill leaves a snapshot at multiples of it
 SHORTEST_JUNCTION = 16  # tokens that two prompts share beyond a hit, to be worth a snapshot
@@ -54,6 +55,7 @@ class Scheduler:
         self.cache = PrefixCache(self.pool)
         self.threads = limits.threads or (len(os.sched_getaffinity(0)) if decoder.device.type == "cpu" else 1)
         self.weights = sum(active(parameters(config), config).values())
+        self.latent = 2 * config.num_attention_heads * cache_numbers(config)[0]  # multiplications a token before one
         self.draft = None if draft is None else Drafts(draft, self.pool, self.team(draft.multiplications))
         self.workers = ThreadPoolExecutor(self.threads, "moonlet-decode", torch.set_num_threads, (1,))
         self.beside: Future[None] | None = None  # masks on their way
@@ -61,6 +63,7 @@ class Scheduler:
         self.arrivals = itertools.count()
         self.waiting: list[Request] = []
         self.running: list[Request] = []  # both in order
+        self.pace = 0.0  # seconds of the last step, a token
         self.stuck: Request | None = None  # the first in line, when it did not fit and nobody has left since
         self.prefilled = self.steps = self.preempted = self.drafted = self.accepted = 0
         self.guessed = self.guessed_right = 0  # of those drafted and accepted, the draft model's
@@ -118,7 +121,7 @@ class Scheduler:
             return
         self.steps += 1
         try:
-            chosen = self.feed(work)
+            chosen = self.feed(work, self.burst(work))
         except Exception as error:  # the decoder's own: what it left in these states is not to be trusted
             log.exception("the decoder failed")
             for request in work:
@@ -230,34 +233,48 @@ class Scheduler:
     def team(self, multiplications: int) -> int:
         return max(1, min(self.threads, multiplications // WORTH_A_THREAD))
 
-    def feed(self, work: dict[Request, Work]) -> list[int]:
+    def burst(self, work: dict[Request, Work]) -> int:
+        """How many tokens each request may make in this step: more than one where all can, and nobody else waits."""
+        waits = self.inbox or (self.waiting and self.waiting[0] is not self.stuck)
+        if waits or self.draft is not None or self.decoder.packed is None:
+            return 1
+        drafts = self.limits.speculate and len(work) <= MOST_SPECULATING
+        most = burst.MOST_WITH_DRAFTS if drafts else burst.MOST
+        steps = int(min(most, burst.SECONDS / self.pace)) if self.pace else 1
+        if steps < 2 or not all(burst.limit(request, one) > 0 for request, one in work.items()):
+            return 1
+        rooms = [(r.held, min(steps, burst.limit(r, one))) for r, one in work.items() if r.held is not None]
+        return steps if all(self.pool.grow(held, n) for held, n in rooms) else 1
+
+    def feed(self, work: dict[Request, Work], steps: int = 1) -> list[int]:
         """Run the decoder and the sampler; the tokens chosen, `wanted` for each request in the order of `work`.
 
         The sequences are dealt to the threads that pay; where one of them is more than a share, all threads work on
         everything together."""
-        sizes = [len(one.tokens) for one in work.values()]
-        threads = self.team(sum(sizes) * self.weights)
-        share = sum(sizes) / threads
+        held = [(one, request.held) for request, one in work.items() if request.held is not None]
+        costs = [len(one.tokens) * (self.weights + self.latent * sequence.length) for one, sequence in held]
+        threads = self.team(sum(costs))
+        share = sum(costs) / threads
         parts: list[list[tuple[Request, Work]]] = [[]]
-        for pair, before in zip(work.items(), itertools.accumulate(sizes, initial=0)):
-            if before >= share * len(parts) and max(sizes) <= share:
+        for pair, before in zip(work.items(), itertools.accumulate(costs, initial=0)):
+            if before >= share * len(parts) and max(costs) <= share:
                 parts.append([])
             parts[-1].append(pair)
         masked = [r.row for r, one in work.items() if one.wanted and r.row is not None and r.row.grammar is not None]
         self.beside = self.workers.submit(ahead.prepare, masked) if masked else None
-        if len(parts) == 1:
-            chosen = self.run_part(parts[0], threads)
-        else:
-            futures = [self.workers.submit(self.run_part, part, 1) for part in parts[1:]]
-            chosen = self.run_part(parts[0], 1)
-            for future in futures:
-                chosen += future.result()
-        for request, one in work.items():
-            assert request.held is not None
-            request.held.length += len(one.tokens)
+        began, team = time.perf_counter(), threads if len(parts) == 1 else 1
+        futures = [self.workers.submit(self.run_part, part, team, steps) for part in parts[1:]]
+        chosen = self.run_part(parts[0], team, steps)
+        for future in futures:
+            chosen += future.result()
+        self.pace = (time.perf_counter() - began) / steps
+        for one, sequence in held:
+            sequence.length += len(one.tokens)
         return chosen
 
-    def run_part(self, part: list[tuple[Request, Work]], threads: int) -> list[int]:
+    def run_part(self, part: list[tuple[Request, Work]], threads: int, steps: int) -> list[int]:
+        if steps > 1 and self.decoder.packed is not None:
+            return burst.make(self.decoder.packed, self.pool.memory, part, steps, threads)
         held = [request.held for request, _ in part if request.held is not None]
         tokens, wanted = [one.tokens for _, one in part], [one.wanted for _, one in part]
         features = None if self.draft is None else self.draft.room(sum(map(len, tokens)))
@@ -311,7 +328,7 @@ class Scheduler:
                 break
         assert request.held is not None
         self.learn(request, one, one.drafts - right)
-        if one.drafts:
+        if one.drafts and not one.burst:
             self.drafted, self.accepted = self.drafted + one.drafts, self.accepted + right
             if one.guessed:
                 self.guessed, self.guessed_right = self.guessed + one.drafts, self.guessed_right + right

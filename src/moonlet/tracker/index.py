@@ -172,12 +172,12 @@ class Index:
         """
         checked(changes)
         with self.lock:
-            before = []
+            before: list[tuple[str, Record, Record]] = []
             for name in names:
-                old = self.records[name]
+                old: Record = self.records[name]
                 new: Record = {key: value for key, value in changes.items() if key in EDITABLE}
                 if {"tags", "add_tags", "remove_tags"} & changes.keys():
-                    tags = [*new.get("tags", old["tags"]), *changes.get("add_tags", [])]
+                    tags = list(new["tags"] if "tags" in new else old["tags"]) + list(changes.get("add_tags", []))
                     gone = set(changes.get("remove_tags", []))
                     new["tags"] = [tag for tag in dict.fromkeys(tags) if tag not in gone]
                 before.append((name, {key: old[key] for key in new}, new))
