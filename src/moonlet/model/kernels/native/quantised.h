@@ -54,14 +54,36 @@ struct Rows8 {
 
   private:
     void round(const float* x, size_t at) {
+        int8_t* to = &codes[at * GROUP];
+#if defined(__AVX2__)
+        __m256 v[4], top = _mm256_setzero_ps();
+        for (int i = 0; i < 4; i++) {
+            v[i] = _mm256_loadu_ps(x + 8 * i);
+            top = _mm256_max_ps(_mm256_andnot_ps(_mm256_set1_ps(-0.0f), v[i]), top);
+        }
+        __m128 most = _mm_max_ps(_mm256_castps256_ps128(top), _mm256_extractf128_ps(top, 1));
+        most = _mm_max_ps(most, _mm_movehl_ps(most, most));
+        const float largest = _mm_cvtss_f32(_mm_max_ss(most, _mm_movehdup_ps(most)));
+        const __m256 inverse = _mm256_set1_ps(largest > 0 ? 127.0f / largest : 0.0f);
+        __m256i whole[4];
+        for (int i = 0; i < 4; i++) whole[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
+        const __m256i all = _mm256_packs_epi16(_mm256_packs_epi32(whole[0], whole[1]), _mm256_packs_epi32(whole[2], whole[3]));
+        const __m256i in_order = _mm256_permutevar8x32_epi32(all, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), in_order);
+        const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), in_order);
+        const __m256i fours = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+        __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(fours), _mm256_extracti128_si256(fours, 1));
+        sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
+        sums[at] = _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1)));
+#else
         float largest = 0;
         for (int i = 0; i < GROUP; i++) largest = std::max(largest, std::fabs(x[i]));
         const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
-        int8_t* to = &codes[at * GROUP];
         int sum = 0;
         for (int i = 0; i < GROUP; i++) sum += to[i] = static_cast<int8_t>(std::nearbyint(x[i] * inverse));
-        scales[at] = largest / 127.0f;
         sums[at] = sum;
+#endif
+        scales[at] = largest / 127.0f;
     }
 };
 
