@@ -7,7 +7,8 @@ first token with the cache and without, one after another and all at once; the f
 *Agent trace*: the trained model adds numbers and receipts in one conversation of 100 assistant turns with its tools;
 prompt tokens computed against those that are new (neither in the prompt before nor made by the model), all by greedy
 sampling. *Speculation*: the same conversation with drafts and without, alternated, rendering and tools included, by the
-clock and by CPU time; the texts must be equal.
+clock and by CPU time; the texts must be equal. *Replay*: the same requests to `shapes.kimi` in INT4, drafts, cache and
+all, but each token sampled is the trace's, whatever the model says.
 *Decoding*: requests of 150 prompt tokens at temperature 1 through the scheduler's own thread, one consumer, first token
 to last; bytes are those of shapes.py, shares of the read bandwidth measured in the same run.
 *Context*: one stream of `shapes.kimi` in INT4 and of the same with KDA layers alone, the decoder alone, after
@@ -25,13 +26,16 @@ import json
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
 import torch
 from shapes import kimi, read_bandwidth, step_bytes
 
+from moonlet.engine import burst
+from moonlet.engine import scheduler as scheduling
 from moonlet.engine.engine import Engine
 from moonlet.engine.generate import Decoder
 from moonlet.engine.load import load
@@ -119,12 +123,21 @@ def texts(messages: list[dict]) -> list[tuple[str, str]]:
     return [(m.get("reasoning_content", ""), m["content"]) for m in messages]
 
 
+def noting(submit: Callable[[Request], None], requests: list[Request]) -> Callable[[Request], None]:
+    def noted(request: Request) -> None:
+        requests.append(request)
+        submit(request)
+
+    return noted
+
+
 def trace(folder: Path, repeats: int) -> dict[str, object]:
     runs: dict[bool, list[dict[str, float]]] = {True: [], False: []}
     said, drafted, accepted = set(), 0, 0
     for _ in range(repeats):
         for speculate in (True, False):
-            engine = Engine(folder, Limits(speculate=speculate))
+            engine, requests = Engine(folder, Limits(speculate=speculate)), []
+            engine.scheduler.submit = noting(engine.scheduler.submit, requests)
             messages, cost = conversation(engine, TURNS)
             said.add(str(texts(messages)))
             runs[speculate].append(cost)
@@ -149,6 +162,42 @@ def trace(folder: Path, repeats: int) -> dict[str, object]:
         "seconds_without": slow,
         "speculation": slow / fast,
         "speculation_cpu": slow_cpu / fast_cpu,
+        **replay(requests, min(repeats, 2)),
+    }
+
+
+def replay(requests: list[Request], repeats: int) -> dict[str, float]:
+    """What drafts gain where a step is 700 M parameters: seconds of the turns alone, one after another."""
+    model = Model(kimi()).init_weights(0)
+    decoder = Decoder(model, PackedModel(model, "int4", consume=True))
+    texts = [(one.prompt, one.tokens[len(one.prompt) :]) for one in requests]
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    sampled, steps, bursts = scheduling.choose_rows, {}, burst.SECONDS
+    burst.SECONDS = 0.0  # they sample natively
+    for _ in range(repeats):
+        for speculate in (True, False):
+            scheduler, began = Scheduler(decoder, Limits(speculate=speculate)), time.perf_counter()
+            for prompt, text in texts:
+                request = Request(prompt, SamplingParams(max_tokens=len(text)), 0, frozenset())
+
+                def told(
+                    logits: np.ndarray, *_: object, request: Request = request, text: list[int] = text
+                ) -> list[int]:
+                    return [*text[request.made : request.made + len(logits)], *[0] * len(logits)][: len(logits)]
+
+                scheduling.choose_rows = told
+                scheduler.submit(request)
+                assert [one.token for one in wait(request)] == text
+            seconds[speculate].append(time.perf_counter() - began)
+            steps[speculate] = scheduler.steps
+    scheduling.choose_rows, burst.SECONDS = sampled, bursts
+    fast, slow = min(seconds[True]), min(seconds[False])
+    return {
+        "replay_steps_with_drafts": steps[True],
+        "replay_steps_without": steps[False],
+        "replay_seconds_with_drafts": fast,
+        "replay_seconds_without": slow,
+        "replay_speculation": slow / fast,
     }
 
 

@@ -21,10 +21,11 @@ SECONDS, MOST, MOST_WITH_DRAFTS = 0.03, 16, 4  # of a burst, and its steps
 
 def limit(request: Request, one: Work) -> int:
     """How many tokens a request may make before Python has to look at them; 0: it must at each."""
-    asked, row = request.asked, request.row
+    asked, row, made = request.asked, request.row, request.made
     if row is None or not row.plain or asked.logprobs or trims(asked) or len(one.tokens) != 1 or one.wanted != 1:
         return 0
-    made = request.made
+    if made == 0:  # somebody waits for the first one
+        return 0
     most = asked.max_tokens - made
     return most if request.thinking is None else min(most, request.thinking.budget - made)
 
