@@ -45,8 +45,8 @@ EXPORT void attention_forward(
     const int K = s.K();
     const ptrdiff_t q_step = static_cast<ptrdiff_t>(H) * K, kv_step = static_cast<ptrdiff_t>(H) * (P + V);
     const ptrdiff_t o_step = static_cast<ptrdiff_t>(H) * V;
-    std::vector<float> k(static_cast<size_t>(T) * K), keys(packed_size(K, T)), values(packed_size(T, V));
-    std::vector<float> weights(static_cast<size_t>(BLOCK) * T);
+    Floats k(static_cast<size_t>(T) * K), keys(packed_size(K, T)), values(packed_size(T, V));
+    Floats weights(static_cast<size_t>(BLOCK) * T);
     std::vector<int> first(T);
     std::fill(largest, largest + H, -INFINITY);
     for (int b = 0; b < B; b++) {
@@ -93,9 +93,9 @@ EXPORT void attention_backward(
     const int K = s.K();
     const ptrdiff_t q_step = static_cast<ptrdiff_t>(H) * K, kv_step = static_cast<ptrdiff_t>(H) * (P + V);
     const ptrdiff_t o_step = static_cast<ptrdiff_t>(H) * V;
-    std::vector<float> k(static_cast<size_t>(T) * K), keys(packed_size(K, T)), rows_of_k(packed_size(T, K));
-    std::vector<float> values(packed_size(V, T)), d_k(static_cast<size_t>(T) * K), scratch;
-    std::vector<float> weights(static_cast<size_t>(BLOCK) * T), d_logits(static_cast<size_t>(BLOCK) * T);
+    Floats k(static_cast<size_t>(T) * K), keys(packed_size(K, T)), rows_of_k(packed_size(T, K));
+    Floats values(packed_size(V, T)), d_k(static_cast<size_t>(T) * K), scratch;
+    Floats weights(static_cast<size_t>(BLOCK) * T), d_logits(static_cast<size_t>(BLOCK) * T);
     std::vector<int> first(T);
     std::memset(d_kv, 0, sizeof(float) * B * T * kv_step);
     std::memset(d_k_r, 0, sizeof(float) * B * T * R);

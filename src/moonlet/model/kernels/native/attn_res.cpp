@@ -14,7 +14,7 @@ namespace {
 struct Mix {
     int n, d;
     float eps;
-    std::vector<float> scale, score, alpha, h;
+    Floats scale, score, alpha, h;
 
     Mix(int n, int d, float eps) : n(n), d(d), eps(eps), scale(n), score(n), alpha(n), h(d) {}
 
@@ -63,7 +63,7 @@ EXPORT void attn_res_backward(
     float* d_w, float* d_norm, int rows, int d, int n, float eps, float norm_eps) {
     Mix mix(n, d, eps);
     RowSum w_sum(d_w, d), norm_sum(d_norm, d);
-    std::vector<float> d_mixed(d), inner(n);
+    Floats d_mixed(d), inner(n);
     const float* h = mix.h.data();
     float *d_h = d_mixed.data(), *w_block = w_sum.block.data(), *norm_block = norm_sum.block.data();
     for (int row = 0; row < rows; row++, d_y += d) {

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "fastmath.h"
+#include "lines.h"
 
 namespace {
 
@@ -49,7 +50,7 @@ EXPORT void conv_forward(const float* x, const float* taps, const float* past, c
                          float* k, float* v, int B, int T, int H, int K, int width, float eps) {
     const int C = 3 * H * K;
     const Rows in{x, past, segments, T, C, width};
-    thread_local std::vector<float> scratch;
+    thread_local Floats scratch;
     scratch.resize(C);
     float* __restrict s = scratch.data();
     float* const outputs[3] = {q, k, v};
@@ -75,7 +76,7 @@ EXPORT void conv_backward(const float* x, const float* taps, const float* past, 
                           int H, int K, int width, float eps) {
     const int C = 3 * H * K;
     const Rows in{x, past, segments, T, C, width};
-    thread_local std::vector<float> scratch;
+    thread_local Floats scratch;
     scratch.resize(4 * size_t(C));
     float *__restrict z = scratch.data(), *__restrict gate = z + C;
     float *__restrict s = gate + C, *__restrict dz = s + C;

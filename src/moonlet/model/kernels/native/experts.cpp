@@ -9,7 +9,7 @@ EXPORT void experts_forward(
     const float* z, const int64_t* chosen, const float* p, const float* w1, const float* w3, const float* w2,
     float* u, float* joint, int64_t* order, int64_t* starts, int N, int k, int E, int L, int I, float beta,
     float linear) {
-    std::vector<float> in(packed_size(L, I)), in3(packed_size(L, I)), out(packed_size(I, L));
+    Floats in(packed_size(L, I)), in3(packed_size(L, I)), out(packed_size(I, L));
     const auto packed = [&](int e) {
         const size_t at = static_cast<size_t>(e) * I * L;
         pack(w1 + at, {1, L}, L, I, in.data());
@@ -26,10 +26,10 @@ EXPORT void experts_backward(
     const float* joint, const int64_t* order, const int64_t* starts, float* d_z, float* d_p, float* d_w1, float* d_w3,
     float* d_w2, int N, int k, int E, int L, int I, float beta, float linear) {
     const Glu glu{beta, linear};
-    std::vector<float> back2(packed_size(L, I)), back1(packed_size(I, L)), back3(packed_size(I, L));
-    std::vector<float> g(EXPERT_ROWS * L), rows(EXPERT_ROWS * L), hidden(EXPERT_ROWS * I);
-    std::vector<float> d_hidden(EXPERT_ROWS * I), d_gate(EXPERT_ROWS * I);
-    std::vector<float> d_up(EXPERT_ROWS * I), d_rows(EXPERT_ROWS * L), scratch;
+    Floats back2(packed_size(L, I)), back1(packed_size(I, L)), back3(packed_size(I, L));
+    Floats g(EXPERT_ROWS * L), rows(EXPERT_ROWS * L), hidden(EXPERT_ROWS * I);
+    Floats d_hidden(EXPERT_ROWS * I), d_gate(EXPERT_ROWS * I);
+    Floats d_up(EXPERT_ROWS * I), d_rows(EXPERT_ROWS * L), scratch;
     std::memset(d_z, 0, sizeof(float) * N * L);
     for (int e = 0; e < E; e++) {
         const size_t at = static_cast<size_t>(e) * I * L;

@@ -31,8 +31,8 @@ static inline void run_experts(
     const float* z, const int64_t* chosen, const float* p, Packed packed, float* u, float* joint, int64_t* order,
     int64_t* starts, int N, int k, int E, int L, int I, const Glu& glu) {
     sort_by_expert(chosen, N * k, E, order, starts);
-    const std::unique_ptr<float[]> scratch(new float[EXPERT_ROWS * (2 * L + I)]);
-    float *rows = scratch.get(), *hidden = rows + EXPERT_ROWS * L, *y = hidden + EXPERT_ROWS * I;
+    Floats scratch(EXPERT_ROWS * (2 * L + I));
+    float *rows = scratch.data(), *hidden = rows + EXPERT_ROWS * L, *y = hidden + EXPERT_ROWS * I;
     std::memset(u, 0, sizeof(float) * N * L);
     for (int e = 0; e < E; e++) {
         if (starts[e] == starts[e + 1]) continue;

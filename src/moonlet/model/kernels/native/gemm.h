@@ -11,6 +11,8 @@
 #include <cstring>
 #include <vector>
 
+#include "lines.h"
+
 constexpr int PANEL = 16, TILE = 6, DEPTH = 256;
 
 typedef float vec8 __attribute__((vector_size(32), aligned(4), may_alias));
@@ -96,7 +98,7 @@ static inline void multiply_packed(
 // C [M, N] (+)= A [M, K] B [K, N]; `scratch` grows as needed.
 static inline void multiply(
     const float* A, Strides a, const float* B, Strides b, float* C, ptrdiff_t ldc, int M, int K, int N, bool add,
-    std::vector<float>& scratch, bool lower = false) {
+    Floats& scratch, bool lower = false) {
     const size_t size = packed_size(std::min(K, DEPTH), N);
     if (scratch.size() < size) scratch.resize(size);
     if (K == 0 && !add)

@@ -16,6 +16,7 @@
 #include <algorithm>
 
 #include "fastmath.h"
+#include "lines.h"
 #include "vector.h"
 
 namespace {
@@ -146,7 +147,7 @@ inline float step_back(vec* __restrict dS, const vec* __restrict S, int rows, co
 // whole blocks).
 void one_token(const float* q, const float* k, const float* v, const float* g, const float* beta, float* o, float* state,
                int H, int K, int V) {
-    thread_local std::vector<float> rows;
+    thread_local Floats rows;
     rows.resize(2 * K);
     float *__restrict d = rows.data(), *__restrict c = d + K;
     for (int h = 0; h < H; h++, q += K, k += K, g += K, v += V, o += V, state += size_t(K) * V) {
@@ -173,7 +174,7 @@ EXPORT void kda_forward(const float* q, const float* k, const float* v, const fl
         return one_token(q, k, v, g, beta, o, last, H, K, V);
     const int P = (K + LANES - 1) / LANES * LANES, size = P * N, blocks = (V + BLOCK - 1) / BLOCK;
     thread_local std::vector<vec> scratch;
-    thread_local std::vector<float> rows;
+    thread_local Floats rows;
     scratch.resize(size_t(H) * blocks * size);
     rows.assign((2 * TILE + 2) * P, 0.0f);
     float *decay = rows.data(), *product = decay + TILE * P;  // [TILE, P] d and d * k
@@ -235,7 +236,7 @@ EXPORT void kda_backward(const float* q, const float* k, const float* g, const f
     const int P = (K + LANES - 1) / LANES * LANES, size = P * N, blocks = (V + BLOCK - 1) / BLOCK;
     const int tiles = (T + TILE - 1) / TILE;
     thread_local std::vector<vec> scratch;
-    thread_local std::vector<float> rows;
+    thread_local Floats rows;
     scratch.assign(size_t(H) * blocks * size + TILE * size + 3 * P, vec{});
     rows.assign((TILE + 5) * P, 0.0f);
     vec* grads = scratch.data();                        // [H, V / 32, P, 32] dS

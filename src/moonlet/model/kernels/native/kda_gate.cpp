@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "fastmath.h"
+#include "lines.h"
 
 namespace {
 
@@ -64,7 +65,7 @@ EXPORT void kda_gate_forward(const float* raw, const float* bias, const float* A
 
 EXPORT void kda_gate_backward(const float* raw, const float* bias, const float* A_log, const float* dg, float* d_raw,
                               float* d_bias, float* d_A_log, int bounded, float lower, int tokens, int H, int K) {
-    thread_local std::vector<float> scratch;  // [H, K] the sums for A_log, channels still apart
+    thread_local Floats scratch;  // [H, K] the sums for A_log, channels still apart
     scratch.assign(size_t(H) * K, 0.0f);
     std::fill(d_bias, d_bias + H * K, 0.0f);
     for (int t = 0; t < tokens; t++)

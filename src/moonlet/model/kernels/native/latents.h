@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "fastmath.h"
+#include "lines.h"
 #include "rows.h"
 #include "threads.h"
 #include "vector.h"
@@ -201,7 +202,7 @@ static inline void mix(const std::vector<Query>& queries, const Latents& latents
     const bool by_span = groups < 4 * threads::members;  // else a group goes through its spans
     const int parts = by_span ? spans : 1;
     std::vector<Mean> means(static_cast<size_t>(parts) * count);
-    std::vector<float> later(static_cast<size_t>(parts - 1) * count * rank);
+    Floats later(static_cast<size_t>(parts - 1) * count * rank);
     // Where span s of a query has its sums: the first lies in the result itself.
     const auto sums_of = [&](int s, int i) { return s ? &later[(static_cast<size_t>(s - 1) * count + i) * rank] : queries[i].out; };
     threads::parallel(groups * parts, [&](int part) {
@@ -211,7 +212,7 @@ static inline void mix(const std::vector<Query>& queries, const Latents& latents
         Mean* mine = &means[static_cast<size_t>(s) * count + from];
         over_span(&queries[from], n, s, latents, rank, scale, mine, out);
         if (by_span || spans == 1) return;
-        std::vector<float> room(static_cast<size_t>(n) * rank);
+        Floats room(static_cast<size_t>(n) * rank);
         Mean next[TOGETHER];
         float* more[TOGETHER];
         for (int i = 0; i < n; i++) more[i] = &room[static_cast<size_t>(i) * rank];

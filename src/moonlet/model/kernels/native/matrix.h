@@ -1,12 +1,11 @@
 // A weight matrix of the decoder, in fp32 panels (gemm.h) or in 4 or 8 bits (quantised.h), and its product with rows.
 #pragma once
-#include <cstdlib>
 #include <initializer_list>
 #include <memory>
-#include <new>
 #include <numeric>
 
 #include "gemm.h"
+#include "lines.h"
 #include "quantised.h"
 
 extern "C" {
@@ -17,16 +16,11 @@ struct Matrix {  // x [N, in] -> [N, out]; panels NULL: not there. A stack: one 
 }
 
 struct Free {
-    void operator()(float* memory) const { std::free(memory); }
+    void operator()(float* memory) const { ::operator delete(memory, LINE); }
 };
 using Buffer = std::unique_ptr<float[], Free>;
 
-// n numbers from the beginning of a cache line: a vector that lies in two lines takes twice as long to load.
-static inline Buffer buffer(size_t n) {
-    void* memory = std::aligned_alloc(64, (n * sizeof(float) + 63) / 64 * 64 + 64);
-    if (!memory) throw std::bad_alloc();
-    return Buffer(static_cast<float*>(memory));
-}
+static inline Buffer buffer(size_t n) { return Buffer(Lines<float>().allocate(n)); }
 
 static inline Matrix nth(const Matrix& stack, int i) {
     const size_t bytes = stack.kind == FLOAT ? sizeof(float) * packed_size(stack.in, stack.out)

@@ -26,7 +26,7 @@ struct Orthogonal {
     const float a, b, c;
     const bool tall = rows > cols;
     const int r = tall ? cols : rows, k = tall ? rows : cols, size = r * k;
-    std::vector<float> X = std::vector<float>(size), Y = X, A = std::vector<float>(r * r), P = A, scratch = {};
+    Floats X = Floats(size), Y = X, A = Floats(r * r), P = A, scratch = {};
 
     void operator()(const float* G, float* O) {
         double square = 0;
@@ -62,7 +62,7 @@ EXPORT void muon(
     float keep, float rate) {
     Orthogonal orthogonal{rows, cols, steps, a, b, c};
     const int size = rows * cols;
-    std::vector<float> O(size);
+    Floats O(size);
     for (int matrix = 0; matrix < n; matrix++, G += size, M += size, W += size) {
         for (int i = 0; i < size; i++) M[i] *= mu;
         for (int i = 0; i < size; i++) M[i] += G[i];

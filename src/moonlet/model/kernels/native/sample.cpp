@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "fastmath.h"
+#include "lines.h"
 #include "rows.h"
 #include "threads.h"
 
@@ -17,7 +18,7 @@ constexpr int BLOCK = 64;
 
 struct Sampler {
     int vocab;
-    std::vector<float> p;      // [vocab], up to a multiple of BLOCK
+    Floats p;      // [vocab], up to a multiple of BLOCK
     std::vector<double> mass;  // cumulated, by block
 
     explicit Sampler(int vocab) : vocab(vocab), p((vocab + BLOCK - 1) / BLOCK * BLOCK, 0.0f), mass(p.size() / BLOCK) {}
