@@ -103,9 +103,9 @@ def main() -> None:
                 f"{streams:8}{plain:13,.0f}{native:12,.0f}{native / plain:6.1f}x{row['gflops']:9.1f}"
                 f"{row['gflops'] / peak:9.0%}{row['gigabytes_per_s']:7.1f}"
             )
-    path = Path("runs/bench/decode.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"threads": options.threads, "gemm_gflops": peak, "differ": error, "rows": rows})
+    write_json(
+        Path("runs/bench/decode.json"), {"threads": options.threads, "gemm_gflops": peak, "differ": error, "rows": rows}
+    )
 
 
 if __name__ == "__main__":

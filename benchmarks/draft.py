@@ -146,9 +146,7 @@ def main() -> None:
                 f"of the draft model's {one['guessed_right']} of {one['guessed']}; by place: {shares or '-'}"
             )
     out["load_after"] = os.getloadavg()[0]
-    path = Path("runs/bench/draft.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, out)
+    write_json(Path("runs/bench/draft.json"), out)
 
 
 if __name__ == "__main__":

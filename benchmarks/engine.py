@@ -347,9 +347,7 @@ def main() -> None:
             out["agent"] = found = trace(options.model, options.repeats)
             print(", ".join(f"{k} {v:,.2f}" if isinstance(v, float) else f"{k} {v:,}" for k, v in found.items()))
     out["load_after"] = os.getloadavg()[0]
-    path = Path("runs/bench/engine.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, out)
+    write_json(Path("runs/bench/engine.json"), out)
 
 
 if __name__ == "__main__":

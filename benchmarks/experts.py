@@ -80,9 +80,10 @@ def main() -> None:
         rows.append({"shape": name, "dense_seconds": least, "experts_seconds": most, "efficiency": least / most})
         rows[-1] |= {"gflops": gflops, "differ": differ}
         print(f"{name:12}{1000 * least:10.1f}{1000 * most:12.1f}{gflops:9.1f}{least / most:12.0%}", flush=True)
-    path = Path("runs/bench/experts.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"threads": 1, "tokens": TOKENS, "load": [*load, os.getloadavg()[0]], "rows": rows})
+    write_json(
+        Path("runs/bench/experts.json"),
+        {"threads": 1, "tokens": TOKENS, "load": [*load, os.getloadavg()[0]], "rows": rows},
+    )
 
 
 if __name__ == "__main__":

@@ -224,9 +224,7 @@ def main() -> int:
     torch.set_float32_matmul_precision("high")  # what docs/on-a-gpu.md trains with
     result = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "tokens": options.tokens}
     result |= {"operators": operators, "model": whole(options.tokens, options.repeats, device)}
-    path = Path("runs/bench/gpu.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, result)
+    write_json(Path("runs/bench/gpu.json"), result)
     print(json.dumps(result, indent=2) if options.json else "\n".join(lines(result)))
     return int(any(not r["error"] <= r["bound"] for r in operators))
 

@@ -191,10 +191,8 @@ def main() -> None:
         print(f"{row['tokens']:11} tokens{row['ms']:10.1f}{row['us_per_token']:10.2f}{row['growth']:8.2f}")
     load.append(os.getloadavg()[0])
     print(f"load before and after: {load[0]:.1f}, {load[1]:.1f}")
-    path = Path("runs/bench/kda_layer.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
     shape = {"batch": B, "length": T, "hidden": D, "heads": H, "head_dim": K, "threads": 1, "load": load}
-    write_json(path, {**shape, "rows": rows, "recurrence": against, "growth": lengths})
+    write_json(Path("runs/bench/kda_layer.json"), {**shape, "rows": rows, "recurrence": against, "growth": lengths})
 
 
 def contest(pairs: dict[str, tuple[Pass, Pass]], other: str, repeats: int, bound: float) -> dict[str, dict[str, float]]:

@@ -64,9 +64,7 @@ def main() -> None:
             runs.append(run)
             side, means = "bf16" if bf16 else "fp32", " ".join(f"{mean:.4f}" for mean in quarters(run["losses"]))
             print(f"seed {seed} {side}  {means}  {run['bits_per_byte']:.4f} bits a byte", flush=True)
-    path = Path("runs/bench/precision.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"steps": options.steps, "runs": runs})
+    write_json(Path("runs/bench/precision.json"), {"steps": options.steps, "runs": runs})
 
 
 if __name__ == "__main__":

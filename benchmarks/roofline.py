@@ -59,9 +59,7 @@ def main() -> None:
         ]
         for name, (config, length) in SHAPES.items()
     }
-    path = Path("runs/bench/roofline.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, result)
+    write_json(Path("runs/bench/roofline.json"), result)
     print(json.dumps(result, indent=2) if options.json else "\n".join(lines(result)))
 
 

@@ -213,10 +213,8 @@ def main() -> None:
             )
     load.append(os.getloadavg()[0])
     print(f"load after: {load[1]:.1f}")
-    path = Path("runs/bench/train_step.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
     peaks = {"gemm_gflops": gflops, "read_gigabytes_per_s": gigabytes}
-    write_json(path, {"threads": THREADS, **peaks, "load": load, "rows": rows})
+    write_json(Path("runs/bench/train_step.json"), {"threads": THREADS, **peaks, "load": load, "rows": rows})
 
 
 if __name__ == "__main__":
