@@ -15,7 +15,7 @@ ROUNDS = r"""
 int main() {
     const threads::Team together(2);
     static std::atomic<int> ran[16];
-    for (int round = 0; round < 3000000; round++) {
+    for (int round = 0; round < 1000000; round++) {
         const int parts = 2 + round % 7 + (round % 3 ? 0 : 5);
         for (auto& one : ran) one = 0;
         threads::parallel(parts, [&](int part) { ran[part]++; });
