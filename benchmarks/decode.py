@@ -1,6 +1,6 @@
 """Decoding through the engine: the native decoder against the same model in PyTorch, alternated, same threads.
 
-    python benchmarks/decode.py [--threads 2] [--tokens 64] [--repeats 3]
+    python benchmarks/decode.py [--threads 2] [--tokens 256] [--repeats 3]
 
 The quickstart's shape (depth 4, vocabulary 2048, random weights), prompts of 150 tokens with a common first half, then
 `tokens` sampled ones at temperature 1, sampling and hand-over included. Before that both paths must give the same
@@ -78,7 +78,7 @@ def seconds(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     if kernels.why_not():
