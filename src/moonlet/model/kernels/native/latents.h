@@ -103,7 +103,8 @@ static inline void logits_of(const float* const* q, const float* latents, int n,
 
 // out[i] [size] += sum_j weights[i][j] x[j] over both parts of a block, R queries; 16 sums of each stay in registers.
 template <int R>
-static inline void weighted_sum(const float (*weights)[BLOCK], const float* const* parts, int n, int W, int size, float* const* out) {
+static inline void weighted_sum(const float (*weights)[BLOCK], const float* const* parts, int n, int W, int size,
+                                float* const* out) {
     int c = 0;
     for (; c + 16 <= size; c += 16) {
         vec total[R][2];
@@ -204,7 +205,9 @@ static inline void mix(const std::vector<Query>& queries, const Latents& latents
     std::vector<Mean> means(static_cast<size_t>(parts) * count);
     Floats later(static_cast<size_t>(parts - 1) * count * rank);
     // Where span s of a query has its sums: the first lies in the result itself.
-    const auto sums_of = [&](int s, int i) { return s ? &later[(static_cast<size_t>(s - 1) * count + i) * rank] : queries[i].out; };
+    const auto sums_of = [&](int s, int i) {
+        return s ? &later[(static_cast<size_t>(s - 1) * count + i) * rank] : queries[i].out;
+    };
     threads::parallel(groups * parts, [&](int part) {
         const int from = part / parts * together, n = std::min(together, count - from), s = part % parts;
         float* out[TOGETHER];

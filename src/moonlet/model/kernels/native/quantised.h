@@ -67,7 +67,8 @@ struct Rows8 {
         const __m256 inverse = _mm256_set1_ps(largest > 0 ? 127.0f / largest : 0.0f);
         __m256i whole[4];
         for (int i = 0; i < 4; i++) whole[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
-        const __m256i all = _mm256_packs_epi16(_mm256_packs_epi32(whole[0], whole[1]), _mm256_packs_epi32(whole[2], whole[3]));
+        const __m256i low = _mm256_packs_epi32(whole[0], whole[1]), high = _mm256_packs_epi32(whole[2], whole[3]);
+        const __m256i all = _mm256_packs_epi16(low, high);
         const __m256i in_order = _mm256_permutevar8x32_epi32(all, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), in_order);
         const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), in_order);
