@@ -33,8 +33,8 @@ def limit(request: Request, one: Work) -> int:
 def make(
     packed: PackedModel, memory: Memory, part: Sequence[tuple[Request, Work]], steps: int, threads: int
 ) -> list[int]:
-    """A burst of requests that each feed one token; the tokens chosen, one after another, and each `Work` says how it
-    came to its own."""
+    """A burst of requests that each feed one token and make `Work.burst`, at most `steps`; the tokens chosen, one after
+    another, and each `Work` says how it came to its own."""
     requests = [request for request, _ in part]
     tokens, _ = burst(
         packed,
@@ -43,12 +43,12 @@ def make(
         [one.tokens[0] for _, one in part],
         [r.asked.temperature for r in requests],
         np.array([r.row.uniforms(steps) for r in requests if r.row is not None]),
-        [min(steps, limit(request, one)) for request, one in part],
+        [one.burst for _, one in part],
         [[*r.stop] for r in requests],
         threads,
     )
     for (_, one), made in zip(part, tokens):
-        one.tokens, one.wanted, one.drafts, one.burst = [*one.tokens, *made[:-1]], len(made), len(made) - 1, True
+        one.tokens, one.wanted, one.drafts = [*one.tokens, *made[:-1]], len(made), len(made) - 1
     return [token for made in tokens for token in made]
 
 

@@ -89,9 +89,9 @@ class Decoder:
     @torch.no_grad()
     def feed(self, cache: Cache, rows: Sequence[int], queues: Sequence[Sequence[int]]) -> Tensor:
         """Run each of the rows' queues (at least one token); logits [n, vocab] after its last token."""
-        if self.packed is not None:
-            return self.packed.decode(self.reserve(cache, max(map(len, queues))), rows, queues)
         rows_of.reserve(cache, int(cache.lengths.max()) + max(map(len, queues)))
+        if self.packed is not None:
+            return self.packed.decode(memory_of(cache), rows, queues)
         at = torch.tensor(rows, device=self.device)
         part = rows_of.select(cache, at)
         hidden = self.plain(part, queues)
@@ -110,20 +110,12 @@ class Decoder:
     ) -> tuple[list[list[int]], list[list[float]]]:
         """Natively: several tokens of each row, and their log-probs (`burst.burst`)."""
         assert self.packed is not None
-        memory, warmth = self.reserve(cache, max(limits)), [temperature] * len(rows)
-        last = [token for (token,) in queues]
-        tokens, logprobs = burst(self.packed, memory, rows, last, warmth, uniforms, limits, [[stop]] * len(rows))
+        rows_of.reserve(cache, int(cache.lengths.max()) + max(limits))
+        last, warmth, stops = [token for (token,) in queues], [temperature] * len(rows), [[stop]] * len(rows)
+        tokens, logprobs = burst(self.packed, memory_of(cache), rows, last, warmth, uniforms, limits, stops)
         if any(new[-1] < 0 for new in tokens):
             raise FloatingPointError("the model's logits are not finite")
         return tokens, logprobs
-
-    @staticmethod
-    def reserve(cache: Cache, tokens: int) -> Memory:
-        """Room for so many tokens more, and the cache as the native decoder sees it."""
-        rows_of.reserve(cache, int(cache.lengths.max()) + tokens)
-        if cache.memory is None or cache.memory.lengths is not cache.lengths:
-            cache.memory = in_rows(cache)
-        return cache.memory
 
     @torch.no_grad()
     def extend(
@@ -166,6 +158,13 @@ class Decoder:
         if len(prompts) > 1:
             cache = rows_of.select(cache, torch.zeros(len(prompts), dtype=torch.long))
         return cache, self.feed(cache, range(len(prompts)), [p[shared:] for p in prompts])
+
+
+def memory_of(cache: Cache) -> Memory:
+    """The cache as the native decoder sees it."""
+    if cache.memory is None or cache.memory.lengths is not cache.lengths:
+        cache.memory = in_rows(cache)
+    return cache.memory
 
 
 def generate(

@@ -88,14 +88,14 @@ class Request:
 @dataclass
 class Work:
     """What one request feeds in a step. The last `drafts` of `tokens` are guesses, and `before` is the state row from
-    before them (`guessed`: the draft model's); logits are wanted after the last `wanted` tokens. In a `burst` what is
-    drafted is the text itself, made natively."""
+    before them (`guessed`: the draft model's); logits are wanted after the last `wanted` tokens. In a `burst` of
+    so many tokens at most, what is drafted is the text itself, made natively."""
 
     tokens: list[int]
     wanted: int
     drafts: int = 0
     before: Tensor | None = None
     guessed: bool = False
-    burst: bool = False
+    burst: int = 0
     features: Tensor | None = None  # [tokens, blocks, d], for the draft model
     raw: np.ndarray | None = None  # the logits [wanted, vocab] as the model gave them, for log-probs

@@ -55,7 +55,9 @@ class Scheduler:
         self.cache = PrefixCache(self.pool)
         self.threads = limits.threads or (len(os.sched_getaffinity(0)) if decoder.device.type == "cpu" else 1)
         self.weights = sum(active(parameters(config), config).values())
-        self.latent = 2 * config.num_attention_heads * cache_numbers(config)[0]  # multiplications a token before one
+        self.latent = (
+            2 * config.num_attention_heads * cache_numbers(config)[0]
+        )  # multiplications a token looked at
         self.draft = None if draft is None else Drafts(draft, self.pool, self.team(draft.multiplications))
         self.workers = ThreadPoolExecutor(self.threads, "moonlet-decode", torch.set_num_threads, (1,))
         self.beside: Future[None] | None = None  # masks on their way
@@ -241,10 +243,15 @@ class Scheduler:
         drafts = self.limits.speculate and len(work) <= MOST_SPECULATING
         most = burst.MOST_WITH_DRAFTS if drafts else burst.MOST
         steps = int(min(most, burst.SECONDS / self.pace)) if self.pace else 1
-        if steps < 2 or not all(burst.limit(request, one) > 0 for request, one in work.items()):
+        if steps < 2:
             return 1
-        rooms = [(r.held, min(steps, burst.limit(r, one))) for r, one in work.items() if r.held is not None]
-        return steps if all(self.pool.grow(held, n) for held, n in rooms) else 1
+        limits = [min(steps, burst.limit(request, one)) for request, one in work.items()]
+        rooms = zip((r.held for r in work if r.held is not None), limits)
+        if min(limits) < 1 or not all(self.pool.grow(held, n) for held, n in rooms):
+            return 1
+        for one, n in zip(work.values(), limits):
+            one.burst = n
+        return steps
 
     def feed(self, work: dict[Request, Work], steps: int = 1) -> list[int]:
         """Run the decoder and the sampler; the tokens chosen, `wanted` for each request in the order of `work`.

@@ -117,7 +117,7 @@ const runTab = {
       "aria-label": "Name",
       readOnly: !free,
       maxLength: 500,
-      onchange: () => edit(ids, { name: this.title.value }, "Renamed."),
+      onchange: ({ target }) => edit(ids, { name: target.value }, "Renamed."),
     });
     this.notes = el("textarea.notes", {
       placeholder: free ? "Notes" : "",
@@ -125,7 +125,7 @@ const runTab = {
       readOnly: !free,
       hidden: !free && !this.run.notes,
       rows: Math.min(6, (this.run.notes ?? "").split("\n").length),
-      onchange: () => edit(ids, { notes: this.notes.value }, "Notes kept."),
+      onchange: ({ target }) => edit(ids, { notes: target.value }, "Notes kept."),
     });
     this.swatch = el("button.swatch", {
       type: "button",

@@ -18,7 +18,7 @@ constexpr int BLOCK = 64;
 
 struct Sampler {
     int vocab;
-    Floats p;      // [vocab], up to a multiple of BLOCK
+    Floats p;                  // [vocab], up to a multiple of BLOCK
     std::vector<double> mass;  // cumulated, by block
 
     explicit Sampler(int vocab) : vocab(vocab), p((vocab + BLOCK - 1) / BLOCK * BLOCK, 0.0f), mass(p.size() / BLOCK) {}
