@@ -160,20 +160,31 @@ def test_a_disconnect_frees_the_engine(client: openai.OpenAI) -> None:
     assert time.monotonic() - started < 2
 
 
-def test_requests_share_the_engine(client: openai.OpenAI) -> None:
+def test_requests_share_the_engine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a long answer is being made, a short one that came later gets done, and so does a list of models."""
     finished: list[str] = []
+    engine = Engine(folder)
+    step = engine.scheduler.step
 
-    def ask(name: str, tokens: int) -> None:
-        made = client.chat.completions.create(model=NAME, messages=USER, max_tokens=tokens, temperature=0)
-        assert made.usage is not None and made.usage.completion_tokens == tokens  # greedy: it does not stop by itself
-        finished.append(name)
+    def slow_step() -> None:
+        time.sleep(0.01)  # as a larger model would take: this one makes 400 tokens in the time of a request
+        step()
 
-    long = threading.Thread(target=ask, args=("long", 400))
-    long.start()
-    time.sleep(0.1)
-    client.models.list()
-    finished.append("models")
-    ask("short", 5)
-    long.join()
+    monkeypatch.setattr(engine.scheduler, "step", slow_step)
+    with served(engine) as url, openai.OpenAI(base_url=url, api_key="x", max_retries=0) as client:
+
+        def ask(name: str, tokens: int) -> None:
+            made = client.chat.completions.create(model=NAME, messages=USER, max_tokens=tokens, temperature=0)
+            assert (
+                made.usage is not None and made.usage.completion_tokens == tokens
+            )  # greedy: it does not stop by itself
+            finished.append(name)
+
+        long = threading.Thread(target=ask, args=("long", 400))
+        long.start()
+        time.sleep(0.1)
+        client.models.list()
+        finished.append("models")
+        ask("short", 5)
+        long.join()
     assert finished == ["models", "short", "long"]
