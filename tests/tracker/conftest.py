@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import playwright.sync_api
 import pytest
 import uvicorn
 
@@ -56,12 +57,18 @@ class Tab:
         page.on("request", lambda request: self.asked.append(request.url))
 
     def until(self, expression: str, seconds: float = 15.0) -> Any:
-        """The first value of a JavaScript expression that is true there."""
-        end = time.monotonic() + seconds
-        while not (value := self.page.evaluate(expression)):
-            assert time.monotonic() < end, f"never true: {expression}\n{self.said}\n{self.text('body')[:2000]}"
+        """The first value of a JavaScript expression that is true there; of what is not there yet, nothing is true."""
+        end, why = time.monotonic() + seconds, ""
+        while True:
+            try:
+                if value := self.page.evaluate(expression):
+                    return value
+            except playwright.sync_api.Error as error:
+                if "TypeError" not in error.message:
+                    raise
+                why = error.message
+            assert time.monotonic() < end, f"never true: {expression}\n{why}\n{self.said}\n{self.text('body')[:2000]}"
             time.sleep(0.03)
-        return value
 
     def run(self, expression: str) -> Any:
         return self.page.evaluate(expression)
