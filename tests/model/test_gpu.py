@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from moonlet.engine import cache as cache_module
 from moonlet.engine.cache import Held, Pool
 from moonlet.engine.generate import Decoder, Sampling, generate, pick
+from moonlet.engine.graphs import Graphs
 from moonlet.engine.weights import FP32, on_gpu
 from moonlet.model.kernels import attention, conv, experts, gpu, kda, native
 from moonlet.model.kernels.kda import gate
@@ -268,7 +269,6 @@ def test_decoding_stays_on_its_device(form: str, dtype: torch.dtype, monkeypatch
         pick(logits, np.array([0.5, 0.5]), Sampling(top_p=0.9))
         pool = Pool(model, 3, 256, 1 << 20)
         held = [Held(0, [1, 2], 38), Held(2, [0], 39)]
-        cache = pool.gather(held, 2)
-        hidden = decoder.plain(cache, [[1, 2], [3]])
-        pool.scatter(held, cache)
-    assert {logits.device.type, hidden.device.type, pool.pages.device.type} == {"meta"}
+        assert decoder.extend(pool, held, [[1, 2], [3]], [1, 1]).shape == (2, model.config.vocab_size)
+        step = Graphs(model, pool).run(torch.ones(2, 7, dtype=torch.long, device="meta"))
+    assert {logits.device.type, step.device.type, pool.pages.device.type} == {"meta"}

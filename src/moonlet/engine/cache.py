@@ -150,6 +150,7 @@ class Pool:
 
     def take_page(self) -> int:
         page = self.free_pages.pop()
+        self.pages[page].zero_()  # attention of `gather` multiplies by 0 what lies behind the last token
         self.users[page] = 1
         self.used += self.page_bytes
         return page
@@ -160,37 +161,37 @@ class Pool:
             self.free_pages.append(page)
             self.used -= self.page_bytes
 
-    def gather(self, sequences: Sequence[Held], room: int) -> Cache:
-        """The sequences as a cache of one tensor a layer, with room for more tokens: for a model without kernels."""
-        at = torch.tensor([held.row for held in sequences])
-        longest = max(held.length for held in sequences) + room
+    def numbers(self, sequences: Sequence[Held], pages: int) -> torch.Tensor:
+        """What `gather` takes, [n, 2 + pages] int64 on the CPU: state row, length, the first pages (the last one again
+        where there are fewer: a sequence looks at no other's numbers)."""
+        filled = [(held, (held.pages + (held.pages[-1:] or [0]) * pages)[:pages]) for held in sequences]
+        return torch.tensor([[held.row, held.length, *own] for held, own in filled])
+
+    def gather(self, rows: torch.Tensor, lengths: torch.Tensor, table: torch.Tensor) -> Cache:
+        """Sequences as a cache of one tensor a layer, for a model without kernels: of their state rows [n], lengths [n]
+        and pages [n, P], whose tokens are its places."""
         layers: list[KDAState | MLAState] = []
         for layer, offset in zip(self.shapes, self.offsets):
             if isinstance(layer, KDAState):
                 middle = offset + layer.S.numel()
-                S, conv = self.states[at, offset:middle], self.states[at, middle : middle + layer.conv.numel()]
+                S, conv = self.states[rows, offset:middle], self.states[rows, middle : middle + layer.conv.numel()]
                 layers.append(KDAState(S.view(-1, *layer.S.shape[1:]), conv.view(-1, *layer.conv.shape[1:])))
             else:
-                latents = torch.zeros(len(sequences), longest, layer.latents.shape[2], device=self.device)
-                for row, held in zip(latents, sequences):
-                    row[: held.length] = self.latents(held, layer, offset)[: held.length]
-                layers.append(MLAState(latents))
-        return Cache(layers, torch.tensor([held.length for held in sequences], device=self.device))
+                latents = self.pages[table, offset : offset + layer.latents.numel()]
+                layers.append(MLAState(latents.view(len(table), -1, layer.latents.shape[2])))
+        return Cache(layers, lengths)
 
-    def scatter(self, sequences: Sequence[Held], cache: Cache) -> None:
-        """Write the tokens that `cache` has more than the sequences, and its states, back into the arenas."""
-        at, ends = torch.tensor([held.row for held in sequences]), cache.lengths.tolist()
+    def scatter(
+        self, rows: torch.Tensor, table: torch.Tensor, cache: Cache, which: torch.Tensor, place: torch.Tensor
+    ) -> None:
+        """Write a gathered cache back into the arenas: all states, and the latents of new tokens, each at `place` of
+        its sequence number `which` (both [tokens])."""
+        page, slot = table[which, place // PAGE], place % PAGE
         for old, new, offset in zip(self.shapes, cache.layers, self.offsets):
             if isinstance(old, KDAState) and isinstance(new, KDAState):
                 middle = offset + old.S.numel()
-                self.states[at, offset:middle] = new.S.flatten(1)
-                self.states[at, middle : middle + old.conv.numel()] = new.conv.flatten(1)
+                self.states[rows, offset:middle] = new.S.flatten(1)
+                self.states[rows, middle : middle + old.conv.numel()] = new.conv.flatten(1)
             elif isinstance(old, MLAState) and isinstance(new, MLAState):
                 arena = self.pages[:, offset : offset + old.latents.numel()].unflatten(1, (PAGE, -1))
-                for row, held, end in zip(new.latents, sequences, ends):
-                    place = torch.arange(held.length, end)
-                    arena[torch.tensor(held.pages)[place // PAGE], place % PAGE] = row[held.length : end]
-        self.memory.lengths[at] = torch.tensor(ends)
-
-    def latents(self, held: Held, layer: MLAState, offset: int) -> torch.Tensor:
-        return self.pages[held.pages, offset : offset + layer.latents.numel()].view(-1, layer.latents.shape[2])
+                arena[page, slot] = new.latents[which, place]

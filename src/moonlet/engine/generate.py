@@ -18,6 +18,7 @@ from moonlet.engine import rows as rows_of
 from moonlet.engine.burst import burst
 from moonlet.engine.cache import Held, Pool
 from moonlet.engine.draw import draw
+from moonlet.engine.graphs import Graphs
 from moonlet.engine.packed import Memory, PackedModel, can_pack, in_rows
 from moonlet.model.kernels.native import usable
 from moonlet.model.model import Cache, Model
@@ -85,6 +86,7 @@ class Decoder:
         """packed: the model as it is to be decoded, where it is not its fp32 self."""
         self.model, self.device = model, model.embed_tokens.weight.device
         self.packed = packed or (PackedModel(model) if can_pack(model) else None)
+        self.graphs: Graphs | None = None  # of the cache that `extend` is for, on a GPU
 
     @torch.no_grad()
     def feed(self, cache: Cache, rows: Sequence[int], queues: Sequence[Sequence[int]]) -> Tensor:
@@ -132,9 +134,17 @@ class Decoder:
         decoder alone."""
         if self.packed is not None:
             return self.packed.decode(pool.memory, [held.row for held in sequences], queues, wanted, threads, features)
-        cache = pool.gather(sequences, max(len(q) for q in queues))
+        if self.graphs is not None and all(len(q) == 1 for q in queues):
+            return self.graphs.decode(sequences, [token for (token,) in queues]).cpu()
+        longest = max(held.length for held in sequences) + max(len(q) for q in queues)
+        numbers = pool.numbers(sequences, -(-longest // pool.memory.page)).to(self.device)
+        rows, lengths, table = numbers[:, 0], numbers[:, 1], numbers[:, 2:]
+        cache = pool.gather(rows, lengths, table)
         hidden = self.plain(cache, queues)
-        pool.scatter(sequences, cache)
+        new = [(i, held.length + t) for i, (held, q) in enumerate(zip(sequences, queues)) for t in range(len(q))]
+        pool.scatter(rows, table, cache, *torch.tensor(new, device=self.device).unbind(1))
+        for held, q in zip(sequences, queues):
+            pool.memory.lengths[held.row] = held.length + len(q)
         last = torch.cat([row[len(q) - n : len(q)] for row, q, n in zip(hidden, queues, wanted)])
         return self.model.lm_head(last).float().cpu()  # where the sampler is
 

@@ -30,6 +30,7 @@ from moonlet.engine.cache import PAGE, Pool
 from moonlet.engine.draft import Drafts, NativeDraft, drafts_of
 from moonlet.engine.draw import choose_rows
 from moonlet.engine.generate import Decoder
+from moonlet.engine.graphs import Graphs
 from moonlet.engine.prefix import PrefixCache
 from moonlet.engine.request import Busy, Limits, Request, Work
 from moonlet.engine.sampling import Picked, Row, describe
@@ -53,11 +54,11 @@ class Scheduler:
         context, memory = config.max_position_embeddings, limits.memory
         self.pool = Pool(decoder.model, limits.sequences, context, memory, further, limits.snapshots)
         self.cache = PrefixCache(self.pool)
+        if decoder.device.type == "cuda":
+            decoder.graphs = Graphs(decoder.model, self.pool)
         self.threads = limits.threads or (len(os.sched_getaffinity(0)) if decoder.device.type == "cpu" else 1)
         self.weights = sum(active(parameters(config), config).values())
-        self.latent = (
-            2 * config.num_attention_heads * cache_numbers(config)[0]
-        )  # multiplications a token looked at
+        self.latent = 2 * config.num_attention_heads * cache_numbers(config)[0]  # multiplications a token looked at
         self.draft = None if draft is None else Drafts(draft, self.pool, self.team(draft.multiplications))
         self.workers = ThreadPoolExecutor(self.threads, "moonlet-decode", torch.set_num_threads, (1,))
         self.beside: Future[None] | None = None  # masks on their way

@@ -71,8 +71,11 @@ class KDA(nn.Module):
         self, x: Tensor, segments: Tensor | None = None, state: KDAState | None = None, valid: Tensor | None = None
     ) -> Tensor:
         """x [B, T, d] -> [B, T, d]; `state` is read and updated in place of its fields."""
-        joint = torch.cat([self.q_proj.weight, self.k_proj.weight, self.v_proj.weight])
-        qkv = product(x, joint, self.q_proj.bf16)
+        if x.shape[1] == 1:  # joining the weights would cost as much as reading them
+            qkv = torch.cat([self.q_proj(x), self.k_proj(x), self.v_proj(x)], dim=-1)
+        else:
+            joint = torch.cat([self.q_proj.weight, self.k_proj.weight, self.v_proj.weight])
+            qkv = product(x, joint, self.q_proj.bf16)
         taps = torch.cat([self.q_conv1d.weight, self.k_conv1d.weight, self.v_conv1d.weight]).squeeze(1)
         past, S = (None, None) if state is None else (state.conv, state.S)
         q, k, v = conv_qkv(qkv, taps, past, segments, self.num_heads, self.l2_eps)

@@ -59,10 +59,11 @@ class MLA(nn.Module):
         if not self.use_nope:
             if positions is None:
                 positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
-            frequencies = self.frequencies.to(x.device)
+            if self.frequencies.device != x.device:
+                self.frequencies = self.frequencies.to(x.device)
             q_nope, q_r = q.split([self.nope, self.rope], dim=-1)
-            q = torch.cat([q_nope, rotate(q_r, positions, frequencies, self.rope_factor)], dim=-1)
-            k_r = rotate(k_r.unsqueeze(2), positions, frequencies, self.rope_factor).squeeze(2)
+            q = torch.cat([q_nope, rotate(q_r, positions, self.frequencies, self.rope_factor)], dim=-1)
+            k_r = rotate(k_r.unsqueeze(2), positions, self.frequencies, self.rope_factor).squeeze(2)
         return q, self.kv_a_layernorm(c), k_r
 
     def forward(
@@ -74,13 +75,13 @@ class MLA(nn.Module):
         o, largest = attention(q, kv, k_r, segments, self.scale)
         return self.output(x, o), largest
 
-    def decode(self, x: Tensor, state: MLAState, positions: Tensor, slots: Tensor) -> Tensor:
-        """Cached block: x [B, T, d] at per-row `positions` [B, T], written to cache `slots` [B, T] (padding has a
-        slot past the row's tokens, overwritten later); sees slots <= its own position. -> [B, T, d]."""
+    def decode(self, x: Tensor, state: MLAState, positions: Tensor, S: int) -> Tensor:
+        """Cached block: x [B, T, d] at per-row `positions` [B, T], which are its places in the cache too (those of
+        padding lie past the row's tokens and are overwritten later); sees places up to its own, of the first S. ->
+        [B, T, d]."""
         q, c, k_r = self.project(x, positions)
         new = torch.cat([c, k_r], dim=-1).float()
-        state.latents.scatter_(1, slots.unsqueeze(-1).expand_as(new), new)
-        S = int(positions.max()) + 1
+        state.latents.scatter_(1, positions.unsqueeze(-1).expand_as(new), new)
         cached = state.latents[:, :S]
         up = self.kv_b_proj.weight.unflatten(0, (self.num_heads, -1)).float()
         up_k, up_v = up.split([self.nope, self.v_head_dim], dim=1)  # [H, nope | v, r]

@@ -38,11 +38,13 @@ class Stats:
 @dataclass
 class Cache:
     """Decoding state of B sequences: one entry a layer, `lengths` [B] tokens already in. `memory`: where the native
-    decoder found these last (engine/packed.py), with the `lengths` of that moment."""
+    decoder found these last (engine/packed.py), with the `lengths` of that moment. `seen`: how many places attention
+    looks at, None for as far as the longest row goes, which a GPU would have to be asked."""
 
     layers: list[KDAState | MLAState]
     lengths: Tensor
     memory: Any = None
+    seen: int | None = None
 
 
 class Layer(nn.Module):
@@ -63,7 +65,7 @@ class Layer(nn.Module):
         if isinstance(self.self_attn, KDA):
             return self.self_attn(x, where.segments, state, where.valid)
         if state is not None:
-            return self.self_attn.decode(x, state, where.positions, where.slots)
+            return self.self_attn.decode(x, state, where.positions, where.seen)
         y, stats.max_logits[self.index] = self.self_attn(x, where.segments, where.positions)
         return y
 
@@ -83,7 +85,7 @@ class Where:
     positions: Tensor | None = None
     cache: Cache | None = None
     valid: Tensor | None = None
-    slots: Tensor | None = None
+    seen: int | None = None
 
 
 class Model(nn.Module):
@@ -161,7 +163,8 @@ class Model(nn.Module):
     def where(self, input_ids: Tensor, segments: Tensor | None, cache: Cache | None, valid: Tensor | None) -> Where:
         if cache is not None:
             positions = cache.lengths.unsqueeze(1) + torch.arange(input_ids.shape[1], device=input_ids.device)
-            return Where(positions=positions, slots=positions, cache=cache, valid=valid)
+            seen = int(positions.max()) + 1 if cache.seen is None else cache.seen
+            return Where(positions=positions, cache=cache, valid=valid, seen=seen)
         if segments is None or self.config.mla_use_nope:
             return Where(segments=segments)
         return Where(segments=segments, positions=place(segments))
