@@ -70,7 +70,7 @@ struct Tokens {
     int count, N;
 };
 
-constexpr int SOME_TOKENS = 16;  // the least that a member takes of work that goes token by token
+constexpr int SOME_TOKENS = 16, FEW_TOKENS = 4;  // the least that a member takes of what is done to each; with exponentials
 
 // Row by row, as the compiler's vectors and the rest of a loop may round differently: a row's place must not matter.
 static inline void sigmoid_rows(float* x, int N, int width) {

@@ -74,18 +74,26 @@ Buffer attend(const KDA& m, const float* input, const Tokens& t, const State& s)
     apply_all({{m.f_b, of_f, raw.get(), C}, {low_rank ? m.g : none, of_low, gate.get(), C}});
     Buffer g = buffer(N * C), q = buffer(N * C), k = buffer(N * C), v = buffer(N * C);
     sigmoid_rows(beta.get(), N, H);
-    ranges(N, SOME_TOKENS, [&](int from, int to) {
+    ranges(N, FEW_TOKENS, [&](int from, int to) {
         kda_gate_forward(&raw[from * C], m.dt_bias, m.A_log, &g[from * C], m.bounded, m.lower, to - from, H, K);
     });
     Buffer o = buffer(N * C);
-    for (int i = 0; i < t.count; i++) {
+    const bool alone = threads::members == 1;
+    const auto convolved = [&](int i) {
         const int n = t.starts[i + 1] - t.starts[i];
         const size_t at = static_cast<size_t>(t.starts[i]) * C;
         float* past = s.conv + t.rows[i] * s.conv_row;
         convolve(m, &qkv[3 * at], past, n, &q[at], &k[at], &v[at]);
         shift(past, &qkv[3 * at], n, m.width - 1, 3 * C);
-    }
-    const bool alone = threads::members == 1;
+    };
+    // Many sequences are shared out whole; of a few, each one's tokens.
+    if (t.count < 4)
+        for (int i = 0; i < t.count; i++) convolved(i);
+    else
+        parallel(t.count, [&](int i) {
+            const threads::Team by_itself(1);
+            convolved(i);
+        });
     parallel(alone ? t.count : t.count * H, [&](int part) {
         const int i = alone ? part : part / H, n = t.starts[i + 1] - t.starts[i];
         const size_t at = static_cast<size_t>(t.starts[i]) * C;
@@ -96,7 +104,7 @@ Buffer attend(const KDA& m, const float* input, const Tokens& t, const State& s)
         else
             head_rule(&q[at], &k[at], &v[at], &g[at], b, S + static_cast<size_t>(part % H) * K * K, &o[at], n, H, K, part % H);
     });
-    ranges(N, SOME_TOKENS, [&](int from, int to) {
+    ranges(N, FEW_TOKENS, [&](int from, int to) {
         gated_norm_forward(&o[from * C], m.o_norm, &gate[from * C], &q[from * C], m.eps, (to - from) * H, K);
     });
     return apply(m.o, q.get(), N);

@@ -14,24 +14,24 @@ namespace {
 Buffer behind_gate(const MLP& m, float* gate, const float* up, int N) {
     const int I = m.gate.out;
     const Glu glu{m.beta, m.linear};
-    ranges(N, SOME_TOKENS, [&](int from, int to) {
+    ranges(N, FEW_TOKENS, [&](int from, int to) {
         for (int i = from; i < to; i++) glu.forward(gate + i * I, up + i * I, gate + i * I, I);
     });
     return apply(m.down, gate, N);
 }
 
-// The chosen experts of one token, s [E] its scores: the largest of s + bias, and their weights.
+// The chosen experts of one token, s [E] its scores: the largest of s + bias (of equal ones the first), and their weights.
 void choose(const MoE& m, const float* s, int64_t* chosen, float* p) {
-    std::vector<int64_t> order(m.experts);
-    std::iota(order.begin(), order.end(), 0);
-    std::partial_sort(order.begin(), order.begin() + m.chosen, order.end(), [&](int64_t a, int64_t b) {
-        return s[a] + m.bias[a] > s[b] + m.bias[b];
-    });
-    float sum = 1e-20f;
-    for (int i = 0; i < m.chosen; i++) {
-        chosen[i] = order[i];
-        sum += p[i] = s[order[i]];
+    const auto biased = [&](int64_t e) { return s[e] + m.bias[e]; };
+    for (int e = 0; e < m.experts; e++) {
+        int at = std::min(e, m.chosen);
+        while (at > 0 && biased(e) > biased(chosen[at - 1])) at--;
+        if (at == m.chosen) continue;
+        for (int i = std::min(e, m.chosen - 1); i > at; i--) chosen[i] = chosen[i - 1];
+        chosen[at] = e;
     }
+    float sum = 1e-20f;
+    for (int i = 0; i < m.chosen; i++) sum += p[i] = s[chosen[i]];
     for (int i = 0; i < m.chosen; i++) p[i] = (m.renormalize ? p[i] / sum : p[i]) * m.factor;
 }
 
@@ -119,8 +119,10 @@ Buffer feed_forward(const MoE& m, Rows& x) {
                {m.down, x, low.get(), L},
                {m.router, x, scores.get(), E}});
     std::vector<int64_t> chosen(static_cast<size_t>(N) * k);
-    sigmoid_rows(scores.get(), N, E);
-    for (int i = 0; i < N; i++) choose(m, &scores[i * E], &chosen[i * k], &p[i * k]);
+    ranges(N, FEW_TOKENS, [&](int from, int to) {
+        sigmoid_rows(&scores[from * E], to - from, E);
+        for (int i = from; i < to; i++) choose(m, &scores[i * E], &chosen[i * k], &p[i * k]);
+    });
     Rows latent(low.get(), L, N);
     Rows& z = m.down.panels ? latent : x;
     Buffer u = m.w1.kind == FLOAT ? float_experts(m, z, chosen.data(), p.get())

@@ -6,7 +6,8 @@
 //
 // A panel is 8 outputs: per group 8 steps of 4 inputs, byte 4 o + j of a step is output o, input j; 4-bit steps lie in
 // pairs, the even one in the low nibbles; then the 8 scales. E2M1 values are doubled to be whole. Instructions multiply
-// unsigned with signed bytes, so codes are taken as value + offset, and offset * sum(x) is taken off again.
+// unsigned with signed bytes, so codes are taken as value + offset, and offset * sum(x) is taken off again: in 16 bits,
+// each half of a step's 4 inputs by itself (16 products of 8 or 12 times 127 fit; what comes on the way may wrap).
 // Paths: AVX2, with VNNI where the processor has it, and plain C++ with the same numbers.
 #pragma once
 #include <cmath>
@@ -42,10 +43,11 @@ struct Rows8 {
     int groups;
     std::vector<int8_t> codes;  // [N, in]
     std::vector<float> scales;  // [N, groups]
-    std::vector<int> sums;      // [N, groups] of the codes
+    std::vector<int> minus[2];  // [N, groups], for INT4 and MXFP4: -offset times the sums of both halves, 16 bits each
 
     Rows8(const float* x, ptrdiff_t ld, int N, int in)
-        : groups(in / GROUP), codes(static_cast<size_t>(N) * in), scales(static_cast<size_t>(N) * groups), sums(scales.size()) {
+        : groups(in / GROUP), codes(static_cast<size_t>(N) * in), scales(static_cast<size_t>(N) * groups) {
+        for (std::vector<int>& one : minus) one.resize(scales.size());
         threads::ranges(N, 8, [&](int from, int to) {
             for (int n = from; n < to; n++)
                 for (int g = 0; g < groups; g++) round(x + n * ld + g * GROUP, static_cast<size_t>(n) * groups + g);
@@ -72,17 +74,16 @@ struct Rows8 {
         const __m256i in_order = _mm256_permutevar8x32_epi32(all, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), in_order);
         const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), in_order);
-        const __m256i fours = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-        __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(fours), _mm256_extracti128_si256(fours, 1));
-        sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
-        sums[at] = _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1)));
+        __m128i sum = _mm_add_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+        sum = _mm_add_epi16(sum, _mm_shuffle_epi32(sum, 0x4e));
+        sum = _mm_add_epi16(sum, _mm_shuffle_epi32(sum, 0xb1));
+        minus[0][at] = _mm_cvtsi128_si32(_mm_mullo_epi16(sum, _mm_set1_epi16(-offset_of(INT4))));
+        minus[1][at] = _mm_cvtsi128_si32(_mm_mullo_epi16(sum, _mm_set1_epi16(-offset_of(MXFP4))));
 #else
         float largest = 0;
         for (int i = 0; i < GROUP; i++) largest = std::max(largest, std::fabs(x[i]));
         const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
-        int sum = 0;
-        for (int i = 0; i < GROUP; i++) sum += to[i] = static_cast<int8_t>(std::nearbyint(x[i] * inverse));
-        sums[at] = sum;
+        for (int i = 0; i < GROUP; i++) to[i] = static_cast<int8_t>(std::nearbyint(x[i] * inverse));
 #endif
         scales[at] = largest / 127.0f;
     }
@@ -95,27 +96,25 @@ struct Chosen {
     int count;
     const int8_t* codes(int r) const { return &x.codes[static_cast<size_t>(rows[r]) * x.groups * GROUP]; }
     const float* scales(int r) const { return &x.scales[static_cast<size_t>(rows[r]) * x.groups]; }
-    const int* sums(int r) const { return &x.sums[static_cast<size_t>(rows[r]) * x.groups]; }
+    const int* minus(int r, int kind) const { return &x.minus[kind == MXFP4][static_cast<size_t>(rows[r]) * x.groups]; }
 };
 
 #if defined(__AVX2__)
 
+// Steps 2 i and 2 i + 1 of a group.
 template <int KIND>
-static inline void unpack(const uint8_t* from, __m256i* w) {
-    const auto load = [&](int i) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from) + i); };
+static inline void unpack(const uint8_t* codes, int i, __m256i& even, __m256i& odd) {
+    const auto load = [&](int at) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes) + at); };
     if (KIND == INT8) {
-        for (int s = 0; s < STEPS; s++) w[s] = load(s);
+        even = load(2 * i), odd = load(2 * i + 1);
         return;
     }
-    const __m256i nibble = _mm256_set1_epi8(15);
-    const __m256i values = _mm256_broadcastsi128_si256(
-        _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
-    for (int i = 0; i < STEPS / 2; i++) {
-        const __m256i both = load(i);
-        w[2 * i] = _mm256_and_si256(both, nibble);
-        w[2 * i + 1] = _mm256_and_si256(_mm256_srli_epi16(both, 4), nibble);
-        if (KIND == MXFP4)
-            for (int s = 2 * i; s < 2 * i + 2; s++) w[s] = _mm256_shuffle_epi8(values, w[s]);
+    const __m256i nibble = _mm256_set1_epi8(15), both = load(i);
+    even = _mm256_and_si256(both, nibble), odd = _mm256_and_si256(_mm256_srli_epi16(both, 4), nibble);
+    if (KIND == MXFP4) {
+        const __m256i values = _mm256_broadcastsi128_si256(
+            _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
+        even = _mm256_shuffle_epi8(values, even), odd = _mm256_shuffle_epi8(values, odd);
     }
 }
 
@@ -129,42 +128,41 @@ static inline __m256 scales_of(const uint8_t* from) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(packed), 16));
 }
 
-// The group's whole numbers: 8 outputs, codes times x, offset taken off.
-template <int KIND>
-static inline __m256i products(const __m256i* w, const int8_t* x, int sum) {
-    const auto four = [&](int s) {
-        int32_t bytes;
-        std::memcpy(&bytes, x + 4 * s, 4);
-        return _mm256_set1_epi32(bytes);
-    };
+// The whole numbers of a group, 8 outputs: where they begin, one step more of them, and what they are in the end.
 #if defined(__AVX512VNNI__) && defined(__AVX512VL__)
-    __m256i total = _mm256_set1_epi32(-offset_of(KIND) * sum);
-    for (int s = 0; s < STEPS; s++) {
-        const __m256i u = KIND == INT8 ? _mm256_xor_si256(w[s], _mm256_set1_epi8(-128)) : w[s];
-        total = _mm256_dpbusd_epi32(total, u, four(s));
-    }
-    return total;
+template <int KIND>
+static inline __m256i begin(int minus) {
+    return _mm256_madd_epi16(_mm256_set1_epi32(minus), _mm256_set1_epi16(KIND == INT8 ? 128 / offset_of(INT4) : 1));
+}
+template <int KIND>
+static inline __m256i step(__m256i whole, __m256i w, __m256i x) {
+    return _mm256_dpbusd_epi32(whole, KIND == INT8 ? _mm256_xor_si256(w, _mm256_set1_epi8(-128)) : w, x);
+}
+template <int KIND>
+static inline __m256i end(__m256i whole) {
+    return whole;
+}
 #else
-    const __m256i ones = _mm256_set1_epi16(1);
-    if (KIND == INT8) {  // |x| times w with x's sign: two products of 127 * 128 fit 16 bits
-        __m256i total = _mm256_setzero_si256();
-        for (int s = 0; s < STEPS; s++) {
-            const __m256i b = four(s);
-            const __m256i pair = _mm256_maddubs_epi16(_mm256_abs_epi8(b), _mm256_sign_epi8(w[s], b));
-            total = _mm256_add_epi32(total, _mm256_madd_epi16(pair, ones));
-        }
-        return total;
-    }
-    // 16 bits hold eight steps of INT4 (8 * 2 * 15 * 127) and five of MXFP4 (5 * 2 * 24 * 127).
-    __m256i first = _mm256_maddubs_epi16(w[0], four(0)), second = _mm256_maddubs_epi16(w[4], four(4));
-    for (int s = 1; s < 4; s++) {
-        first = _mm256_add_epi16(first, _mm256_maddubs_epi16(w[s], four(s)));
-        second = _mm256_add_epi16(second, _mm256_maddubs_epi16(w[s + 4], four(s + 4)));
-    }
-    const __m256i total = KIND == INT4 ? _mm256_madd_epi16(_mm256_add_epi16(first, second), ones)
-                                       : _mm256_add_epi32(_mm256_madd_epi16(first, ones), _mm256_madd_epi16(second, ones));
-    return _mm256_sub_epi32(total, _mm256_set1_epi32(offset_of(KIND) * sum));
+template <int KIND>
+static inline __m256i begin(int minus) {
+    return KIND == INT8 ? _mm256_setzero_si256() : _mm256_set1_epi32(minus);
+}
+template <int KIND>
+static inline __m256i step(__m256i whole, __m256i w, __m256i x) {
+    if (KIND != INT8) return _mm256_add_epi16(whole, _mm256_maddubs_epi16(w, x));
+    const __m256i pair = _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(w, x));  // 2 * 127 * 128 fits 16 bits
+    return _mm256_add_epi32(whole, _mm256_madd_epi16(pair, _mm256_set1_epi16(1)));
+}
+template <int KIND>
+static inline __m256i end(__m256i whole) {
+    return KIND == INT8 ? whole : _mm256_madd_epi16(whole, _mm256_set1_epi16(1));
+}
 #endif
+
+static inline __m256i four(const int8_t* x) {
+    int32_t bytes;
+    std::memcpy(&bytes, x, 4);
+    return _mm256_set1_epi32(bytes);
 }
 
 template <int KIND, int R>
@@ -172,21 +170,30 @@ static inline void panel_rows(const uint8_t* panel, const Chosen& x, int first, 
     __m256 total[R];
     const int8_t* codes[R];
     const float* scales[R];
-    const int* sums[R];
+    const int* minus[R];
     for (int r = 0; r < R; r++) {
         total[r] = _mm256_setzero_ps();
-        codes[r] = x.codes(first + r), scales[r] = x.scales(first + r), sums[r] = x.sums(first + r);
+        codes[r] = x.codes(first + r), scales[r] = x.scales(first + r), minus[r] = x.minus(first + r, KIND);
     }
     for (int g = 0; g < x.x.groups; g++, panel += group_bytes(KIND)) {
         __builtin_prefetch(panel + 1024);
         __builtin_prefetch(panel + 1088);
-        __m256i w[STEPS];
-        unpack<KIND>(panel, w);
+        __m256i whole[R];
+        for (int r = 0; r < R; r++) whole[r] = begin<KIND>(minus[r][g]);
+        for (int i = 0; i < STEPS / 2; i++) {
+            __m256i even, odd;
+            unpack<KIND>(panel, i, even, odd);
+#pragma GCC unroll 4
+            for (int r = 0; r < R; r++) {
+                const int8_t* x_r = codes[r] + g * GROUP + 8 * i;
+                whole[r] = step<KIND>(step<KIND>(whole[r], even, four(x_r)), odd, four(x_r + 4));
+            }
+        }
         const __m256 scale = scales_of<KIND>(panel + code_bytes(KIND));
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++) {
-            const __m256i whole = products<KIND>(w, codes[r] + g * GROUP, sums[r][g]);
-            total[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole), _mm256_mul_ps(scale, _mm256_set1_ps(scales[r][g])), total[r]);
+            const __m256 factor = _mm256_mul_ps(scale, _mm256_set1_ps(scales[r][g]));
+            total[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(end<KIND>(whole[r])), factor, total[r]);
         }
     }
     for (int r = 0; r < R; r++) _mm256_storeu_ps(out[r], total[r]);
@@ -237,11 +244,13 @@ static inline void quantised_product(const uint8_t* panels, int in, int out, con
         const int n = std::min(OUTS, out - p * OUTS);
         float sums[4][OUTS];
         for (int r = 0; r < x.count;) {
-            const int rows = x.count - r >= 4 ? 4 : 1;
-            if (rows == 4)
-                panel_rows<KIND, 4>(panel, x, r, sums);
-            else
-                panel_rows<KIND, 1>(panel, x, r, sums);
+            const int rows = std::min(4, x.count - r);
+            switch (rows) {
+                case 1: panel_rows<KIND, 1>(panel, x, r, sums); break;
+                case 2: panel_rows<KIND, 2>(panel, x, r, sums); break;
+                case 3: panel_rows<KIND, 3>(panel, x, r, sums); break;
+                default: panel_rows<KIND, 4>(panel, x, r, sums);
+            }
             for (int i = 0; i < rows; i++)
                 for (int o = 0; o < n; o++) y[(r + i) * ld + p * OUTS + o] = factor * sums[i][o];
             r += rows;
