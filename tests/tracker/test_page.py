@@ -311,7 +311,10 @@ def test_keyboard(address, opened):
     tab.page.keyboard.press("?")
     tab.until("document.querySelector('dialog[open] h2')?.textContent === 'Keys'")
     tab.page.keyboard.press("Escape")
-    tab.until("!document.querySelector('dialog[open]')")
+    tab.until(
+        "!document.querySelector('dialog[open]') && document.activeElement === document.body"
+        " && runsTable.matched === 6 && drawnIds().length === 6"
+    )
     tab.page.keyboard.press("j")
     tab.until("runsTable.here()?.id")
     tab.page.keyboard.press("Space")
