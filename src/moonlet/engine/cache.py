@@ -111,6 +111,7 @@ class Pool:
             self.table[held.row, last] = own
         for _ in range(new):
             held.pages.append(self.take_page())
+            self.pages[held.pages[-1]].zero_()  # attention of `gather` multiplies by 0 what lies behind the last token
             self.table[held.row, len(held.pages) - 1] = held.pages[-1]
         return True
 
@@ -150,7 +151,6 @@ class Pool:
 
     def take_page(self) -> int:
         page = self.free_pages.pop()
-        self.pages[page].zero_()  # attention of `gather` multiplies by 0 what lies behind the last token
         self.users[page] = 1
         self.used += self.page_bytes
         return page

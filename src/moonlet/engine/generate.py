@@ -134,6 +134,8 @@ class Decoder:
         decoder alone."""
         if self.packed is not None:
             return self.packed.decode(pool.memory, [held.row for held in sequences], queues, wanted, threads, features)
+        for held, q in zip(sequences, queues):
+            pool.memory.lengths[held.row] = held.length + len(q)
         if self.graphs is not None and all(len(q) == 1 for q in queues):
             return self.graphs.decode(sequences, [token for (token,) in queues]).cpu()
         longest = max(held.length for held in sequences) + max(len(q) for q in queues)
@@ -143,8 +145,6 @@ class Decoder:
         hidden = self.plain(cache, queues)
         new = [(i, held.length + t) for i, (held, q) in enumerate(zip(sequences, queues)) for t in range(len(q))]
         pool.scatter(rows, table, cache, *torch.tensor(new, device=self.device).unbind(1))
-        for held, q in zip(sequences, queues):
-            pool.memory.lengths[held.row] = held.length + len(q)
         last = torch.cat([row[len(q) - n : len(q)] for row, q, n in zip(hidden, queues, wanted)])
         return self.model.lm_head(last).float().cpu()  # where the sampler is
 

@@ -57,8 +57,6 @@ class Graphs:
         fixed, (logits, again) = self.made[rows.shape]
         fixed.copy_(rows)
         again()
-        for held in sequences:
-            self.pool.memory.lengths[held.row] = held.length + 1
         return logits[:n]
 
     def make(self, numbers: Tensor) -> tuple[Tensor, Recorded]:
